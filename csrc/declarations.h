@@ -1,0 +1,96 @@
+/*
+ * The C API, once: gcc reads this file through memcg_oom.h, cffi reads it as it stands. So it holds plain
+ * declarations only: no #include, and no macro but MEMCG_BATCH, which cffi understands.
+ *
+ * One convention for all: a result >= 0 is a value, a negative one is -errno. Descriptors and buffers belong to the
+ * caller. Nothing here allocates, logs, keeps state or starts a thread, so every function may run in several threads
+ * at once as long as each has its own buffers.
+ *
+ * `paths` are N absolute paths, each with its NUL, one behind the other.
+ */
+
+/* The step of a registration that failed; it tells the caller which file the errno is about. */
+enum memcg_step {
+    MEMCG_STEP_CGROUP,        /* opening the cgroup's directory */
+    MEMCG_STEP_CONTROL_FILE,  /* opening, or reading, the control file */
+    MEMCG_STEP_EVENTFD,       /* eventfd(2) */
+    MEMCG_STEP_EVENT_CONTROL, /* opening cgroup.event_control */
+    MEMCG_STEP_WRITE          /* the write that registers */
+};
+
+struct memcg_registration {
+    int32_t eventfd;       /* the new eventfd, or -errno and nothing left open */
+    int32_t step;          /* where it failed: enum memcg_step */
+    uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
+    uint64_t control_id;   /* st_ino of memory.oom_control, its kernfs id */
+    int64_t kills_before;  /* oom_kill, read before the registration stood */
+    int64_t kills_after;   /* and after it */
+};
+
+/*
+ * Registers one eventfd for `control_file` of `cgroup`: the four steps of the kernel's interface. Fills eventfd and
+ * step alone, and returns the eventfd.
+ */
+int memcg_register(const char *cgroup, const char *control_file, const char *argument,
+                   struct memcg_registration *registration);
+
+/*
+ * Registers `count` cgroups for OOM notifications, with identities and counters, and stops at the first that fails.
+ * Returns how many stand; registrations[returned] says why the next one does not. A cgroup that is on another file
+ * system than `device` (st_dev) fails with EXDEV, before anything was written.
+ */
+int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
+                            struct memcg_registration *registrations);
+
+/* A ready descriptor of the set and what it held. */
+struct memcg_signal {
+    uint64_t key;
+    uint64_t count;
+};
+
+#define MEMCG_BATCH 1024
+
+/* What one memcg_wait() drained. The caller sets `count` to 0 when it has taken everything. */
+struct memcg_batch {
+    int64_t count;
+    int64_t time_ns; /* CLOCK_MONOTONIC when the wait was over: all that was ready then was read, up to MEMCG_BATCH */
+    struct memcg_signal signals[MEMCG_BATCH];
+};
+
+/*
+ * Adds descriptors to the epoll set. A key's low 32 bits are the descriptor, which lets memcg_wait() read it without a
+ * table; the high 32 bits are the caller's, so that a key never comes again when a descriptor's number does.
+ * All or nothing: on failure none of them is in the set.
+ */
+int memcg_loop_add(int epoll_fd, const uint64_t *keys, size_t count);
+
+/*
+ * Waits up to timeout_ms (-1: for ever) and reads every ready descriptor, eventfd or timerfd, up to MEMCG_BATCH of
+ * them. Returns their number, which is in batch->count too: should a signal handler raise on the way back, the batch
+ * still tells what was read. No descriptor of the set may be closed while a call is in progress.
+ */
+int memcg_wait(int epoll_fd, int timeout_ms, struct memcg_batch *batch);
+
+/* A timerfd on CLOCK_MONOTONIC. */
+int memcg_timer_open(void);
+
+/* Arms it for an absolute time in nanoseconds; 0 disarms it. */
+int memcg_timer_arm(int timer_fd, int64_t deadline_ns);
+
+/*
+ * Opens a kernfs file or directory by its id, through any open directory of its file system. Never a namesake: ESTALE
+ * when that very file is gone. Needs CAP_DAC_READ_SEARCH (EPERM).
+ */
+int memcg_open_by_id(int mount_fd, uint64_t id);
+
+/*
+ * Looks at `count` memory.oom_control files, each found by its identity, and reads the oom_kill counter of each:
+ * kills[i] >= 0, or -errno. With mount_fd >= 0 the files are opened by id and `paths` is not read; with -1 by the
+ * paths of their cgroups, and a path that leads to another file gives ESTALE.
+ */
+void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
+                     int64_t *kills);
+
+/* Sets moved[i] to 1 where the path no longer leads to the directory of that id, else to 0. */
+void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
+                      uint8_t *moved);

@@ -1,0 +1,130 @@
+/* Registration: cgroup v1's notification interface, memcg_write_event_control() in the kernel. */
+#include "memcg_oom.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Notes the step that is about to be taken and hands its result through. */
+#define STEP(name, call) (registration->step = MEMCG_STEP_##name, (call))
+
+/*
+ * Steps two to four, in an open cgroup directory: all files are opened below it, so a cgroup that replaces this one
+ * under the same path cannot be mixed up with it.
+ */
+static int register_event(int directory_fd, int control_fd, const char *argument,
+                          struct memcg_registration *registration)
+{
+    char line[256];
+    int event_fd, event_control_fd, length, rc;
+
+    event_fd = STEP(EVENTFD, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (event_fd < 0)
+        return -errno;
+
+    event_control_fd = STEP(EVENT_CONTROL, openat(directory_fd, "cgroup.event_control", O_WRONLY | O_CLOEXEC));
+    if (event_control_fd < 0) {
+        rc = -errno;
+        goto fail;
+    }
+
+    /* One space each, one write(2): with two spaces the kernel reads the control fd as 0. */
+    registration->step = MEMCG_STEP_WRITE;
+    length = snprintf(line, sizeof(line), *argument ? "%d %d %s" : "%d %d", event_fd, control_fd, argument);
+    if (length < 0 || (size_t)length >= sizeof(line))
+        rc = -E2BIG;
+    else
+        rc = write(event_control_fd, line, (size_t)length) < 0 ? -errno : 0;
+    close(event_control_fd);
+    if (rc < 0)
+        goto fail;
+    return event_fd;
+
+fail:
+    close(event_fd);
+    return rc;
+}
+
+int memcg_register(const char *cgroup, const char *control_file, const char *argument,
+                   struct memcg_registration *registration)
+{
+    int directory_fd, control_fd, rc;
+
+    directory_fd = STEP(CGROUP, open(cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (directory_fd < 0)
+        return registration->eventfd = -errno;
+    control_fd = STEP(CONTROL_FILE, openat(directory_fd, control_file, O_RDONLY | O_CLOEXEC));
+    if (control_fd < 0) {
+        rc = -errno;
+    } else {
+        rc = register_event(directory_fd, control_fd, argument, registration);
+        /* The kernel keeps what it needs: the registration lives as long as the eventfd and the cgroup. */
+        close(control_fd);
+    }
+    close(directory_fd);
+    return registration->eventfd = rc;
+}
+
+/* The identity of the cgroup, its counter before, the registration, its counter after. */
+static int register_oom(uint64_t device, const char *cgroup, struct memcg_registration *registration)
+{
+    struct stat status;
+    int directory_fd, control_fd = -1, event_fd = -1, rc;
+
+    directory_fd = STEP(CGROUP, open(cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (directory_fd < 0)
+        return -errno;
+    if (fstat(directory_fd, &status) < 0) {
+        rc = -errno;
+        goto out;
+    }
+    if (status.st_dev != device) {
+        rc = -EXDEV;
+        goto out;
+    }
+    registration->directory_id = status.st_ino;
+
+    control_fd = STEP(CONTROL_FILE, openat(directory_fd, "memory.oom_control", O_RDONLY | O_CLOEXEC));
+    if (control_fd < 0 || fstat(control_fd, &status) < 0) {
+        rc = -errno;
+        goto out;
+    }
+    registration->control_id = status.st_ino;
+
+    /* The baseline is read before the registration, so that a kill between the two is seen as one. */
+    registration->kills_before = memcg_read_kills(control_fd);
+    if (registration->kills_before < 0) {
+        rc = (int)registration->kills_before;
+        goto out;
+    }
+    rc = event_fd = register_event(directory_fd, control_fd, "", registration);
+    if (rc < 0)
+        goto out;
+    registration->step = MEMCG_STEP_CONTROL_FILE;
+    registration->kills_after = memcg_read_kills(control_fd);
+    if (registration->kills_after < 0) {
+        rc = (int)registration->kills_after;
+        close(event_fd);
+    }
+
+out:
+    if (control_fd >= 0)
+        close(control_fd);
+    close(directory_fd);
+    return rc;
+}
+
+int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
+                            struct memcg_registration *registrations)
+{
+    for (size_t i = 0; i < count; i++, paths += strlen(paths) + 1) {
+        registrations[i].eventfd = register_oom(device, paths, &registrations[i]);
+        if (registrations[i].eventfd < 0)
+            return (int64_t)i;
+    }
+    return (int64_t)count;
+}

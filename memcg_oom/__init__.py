@@ -1,0 +1,26 @@
+"""Tells, through one pollable file descriptor, what happens to the memory cgroups of a Linux host.
+
+See Monitor for watching, Cgroup for one cgroup, register() for the kernel's bare interface.
+"""
+
+from memcg_oom._version import __version__
+from memcg_oom.errors import MemcgError, NotACgroupError, RootCgroupError, UnsupportedError
+from memcg_oom.events import CgroupEvent, Degraded, Event, Oom, OomKill, Removed
+from memcg_oom.monitor import Monitor
+from memcg_oom.watch import Watch
+
+__all__ = [
+    "CgroupEvent",
+    "Degraded",
+    "Event",
+    "MemcgError",
+    "Monitor",
+    "NotACgroupError",
+    "Oom",
+    "OomKill",
+    "Removed",
+    "RootCgroupError",
+    "UnsupportedError",
+    "Watch",
+    "__version__",
+]

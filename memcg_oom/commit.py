@@ -1,0 +1,69 @@
+"""All or nothing in memory: a wake-up's changes are worked out first and then made in one uninterruptible step.
+
+Signal handlers written in Python run between bytecodes, and may raise (Ctrl-C does). So does a MemoryError, at any
+allocation. Were the state of a watch changed bit by bit, either could leave an OOM told twice or never. A single call
+into C that only stores values can be stopped by neither.
+"""
+
+from __future__ import annotations
+
+from itertools import starmap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from memcg_oom.events import Event
+
+    # The object, the name of its attribute, the new value.
+    Change = tuple[Any, str, Any]
+
+
+def commit(changes: list[Change]) -> None:
+    """Makes all the changes, in their order. The attributes are slots or fields of a C struct: no Python code runs."""
+    any(starmap(setattr, changes))  # setattr() returns None, so any() goes through them all
+
+
+class Outbox:
+    """Events that were made and not handed out yet.
+
+    Attributes:
+        events: in their order; those before `next` were handed out.
+        next: the index of the first that was not.
+    """
+
+    __slots__ = ("events", "next")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.next = 0
+
+    def __len__(self) -> int:
+        return len(self.events) - self.next
+
+    def put(self, events: list[Event]) -> list[Change]:
+        """The changes that add events; they come to be when committed."""
+        return [(self, "events", self.events[self.next :] + events), (self, "next", 0)] if events else []
+
+    def take(self) -> Event | None:
+        """Hands out the first, or None."""
+        while self.next < len(self.events):
+            event = self.events[self.next]
+            self.next += 1
+            if self.next == len(self.events):
+                commit([(self, "events", []), (self, "next", 0)])
+            if wanted(event):
+                return event
+        return None
+
+    def take_all(self) -> list[Event]:
+        """Hands out all."""
+        events = [event for event in self.events[self.next :] if wanted(event)]
+        commit([(self, "events", []), (self, "next", 0)])
+        return events
+
+
+def wanted(event: Event) -> bool:
+    """Whether somebody still waits for it: a watch yields nothing after it was closed."""
+    watch = getattr(event, "watch", None)
+    return watch is None or not watch.closed

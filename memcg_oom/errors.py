@@ -1,0 +1,38 @@
+"""What can go wrong, beyond the plain OSError, ValueError and TypeError of Python.
+
+Whatever the kernel refuses is an OSError with its errno and the path that it is about; Python picks the subclass
+(FileNotFoundError, PermissionError, ...). The classes below are for what no errno says.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class MemcgError(Exception):
+    """The base of the package's own errors."""
+
+
+class UnsupportedError(MemcgError, OSError):
+    """This kernel, or this version of cgroups, does not have what was asked for."""
+
+
+class RootCgroupError(UnsupportedError):
+    """The root of the hierarchy: the kernel accepts a registration for OOM there and never signals it."""
+
+
+class NotACgroupError(MemcgError, OSError):
+    """The path is not a memory cgroup."""
+
+
+def os_error(error: int, path: str, advice: str = "") -> OSError:
+    """The OSError for an errno, with what to do about it behind the system's own words."""
+    text = os.strerror(error)
+    return OSError(error, f"{text}: {advice}" if advice else text, path)
+
+
+def check(result: int, path: str) -> int:
+    """Hands a result of the C core through, or raises the OSError that a negative one stands for."""
+    if result < 0:
+        raise os_error(-result, path)
+    return result

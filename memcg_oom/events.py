@@ -1,0 +1,150 @@
+"""What a Monitor tells: one immutable, keyword-only object an event.
+
+Written out rather than made by the dataclasses module, whose import alone takes longer than that of the whole package.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from memcg_oom.watch import Watch
+
+_set = object.__setattr__
+
+
+class Event:
+    """The base of all events. Two events are equal when they are of one class and all their fields are.
+
+    Attributes:
+        time_ns: when it was read, in nanoseconds of CLOCK_REALTIME (as time.time_ns()).
+    """
+
+    __slots__ = ("time_ns",)
+    time_ns: int
+
+    def __init__(self, *, time_ns: int) -> None:
+        _set(self, "time_ns", time_ns)
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """The names of all fields, the base's first."""
+        return tuple(name for base in reversed(cls.__mro__) for name in base.__dict__.get("__slots__", ()))
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.fields())
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields())})"
+
+
+class CgroupEvent(Event):
+    """The base of all events of one cgroup.
+
+    Attributes:
+        cgroup: the absolute path; after a rename, the new one. A name that is not UTF-8 has surrogate escapes, as
+            os.fsdecode() makes them.
+        watch: the Watch that it belongs to.
+    """
+
+    __slots__ = ("cgroup", "watch")
+    cgroup: str
+    watch: Watch
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+
+
+class Oom(CgroupEvent):
+    """The kernel declared the cgroup out of memory, because its limit or that of one above it was hit.
+
+    Nobody need have died, and who did may have been in another cgroup: see OomKill.
+
+    Attributes:
+        count: notifications of the kernel (mem_cgroup_oom_notify()) since the last Oom; often many for one kill.
+        late: the kernel was late with the removal's own signal, so this one could be told from it only after Removed.
+    """
+
+    __slots__ = ("count", "late")
+    count: int
+    late: bool
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, count: int, late: bool = False) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "count", count)
+        _set(self, "late", late)
+
+
+class OomKill(CgroupEvent):
+    """The OOM killer killed tasks of this very cgroup: its oom_kill counter moved.
+
+    Attributes:
+        count: by how much it moved since it was last read.
+    """
+
+    __slots__ = ("count",)
+    count: int
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, count: int) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "count", count)
+
+
+class Removed(CgroupEvent):
+    """The cgroup is gone: the last event of its watch, but for an Oom that the kernel sent late.
+
+    Attributes:
+        unresolved: OOMs, of those reported, whose outcome nobody can know because the cgroup went before its counter
+            could be read once more; an upper bound of the kills that are missing from its OomKill events.
+    """
+
+    __slots__ = ("unresolved",)
+    unresolved: int
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, unresolved: int = 0) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "unresolved", unresolved)
+
+
+class Degraded(Event):
+    """Something that the monitor cannot do on this host as it is; said once for each cause.
+
+    Attributes:
+        what: what does not work, with the reason.
+        cost: what the reader of events loses by it.
+        remedy: what to do about it.
+    """
+
+    __slots__ = ("what", "cost", "remedy")
+    what: str
+    cost: str
+    remedy: str
+
+    def __init__(self, *, time_ns: int, what: str, cost: str, remedy: str) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "what", what)
+        _set(self, "cost", cost)
+        _set(self, "remedy", remedy)

@@ -1,0 +1,224 @@
+"""The mounted v1 memory hierarchy, and control files in it by identity.
+
+A cgroup is its inode; a path is only where to look. The C core opens memory.oom_control by its kernfs id, through
+open_by_handle_at(2): that finds the very file after a rename, never a namesake that was made under the old path, and
+fails with ESTALE once it is gone. Where CAP_DAC_READ_SEARCH is missing it opens the path and compares inode numbers,
+and a path that leads nowhere, or to another, is looked for by the inodes on the way to it before it counts as gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+
+from memcg_oom._native import ffi, lib
+from memcg_oom.mounts import mount_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from memcg_oom.mounts import Mount
+
+# What a look at a control file fails with when its cgroup was removed, and with nothing else.
+GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
+# Out of descriptors: this process, the system.
+NO_FDS = frozenset({errno.EMFILE, errno.ENFILE})
+
+# kernfs gives the root of a hierarchy the first id (cgroup_setup_root() relies on it); a namespace's root has another.
+ROOT_ID = 1
+
+
+class Place:
+    """Where a cgroup is, and who it is.
+
+    Attributes:
+        path: the absolute path where it was last seen.
+        directory_id: the kernfs id (st_ino) of its directory.
+        control_id: the kernfs id (st_ino) of its memory.oom_control.
+        lineage: the inodes of the last directories of the path, its own the last; empty where files are opened by id.
+    """
+
+    __slots__ = ("path", "directory_id", "control_id", "lineage")
+
+    def __init__(self, path: str, directory_id: int, control_id: int, lineage: tuple[int, ...]) -> None:
+        self.path = path
+        self.directory_id = directory_id
+        self.control_id = control_id
+        self.lineage = lineage
+
+
+class Hierarchy:
+    """An open door to the v1 memory hierarchy: the descriptor that ids are resolved through, and a spare one.
+
+    The spare descriptor is given up for a moment when a look finds none left, so that looks work when fds have run out.
+
+    Synchronization: the caller's; a Monitor looks under its lock.
+
+    Args:
+        path: any cgroup of the hierarchy.
+
+    Raises:
+        OSError: `path` does not exist or is no directory.
+        NotACgroupError, UnsupportedError: it is not in a v1 memory hierarchy.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.device = os.stat(path).st_dev
+        self.mount: Mount = mount_of(path, self.device)
+        self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._spare = -1
+        try:
+            self.by_id = self._can_open_by_id()
+            self._spare = os.dup(self._fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes both descriptors; only close(2) is called, which a forked child may do as well."""
+        for fd in (self._fd, self._spare):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._spare = -1
+
+    def _can_open_by_id(self) -> bool:
+        """Tries it on the mount's own root: privilege, kernel and file system decide, so nothing else is asked."""
+        own_id = os.fstat(self._fd).st_ino
+        fd = lib.memcg_open_by_id(self._fd, own_id)
+        if fd < 0:
+            if -fd in NO_FDS:
+                raise OSError(-fd, os.strerror(-fd), self.mount.point)
+            return False
+        try:
+            return os.fstat(fd).st_ino == own_id
+        finally:
+            os.close(fd)
+
+    def place(self, path: str, directory_id: int, control_id: int) -> Place:
+        """The Place of a cgroup that was just found at `path`.
+
+        Raises:
+            OSError: it was removed meanwhile.
+        """
+        if self.by_id:
+            return Place(path, directory_id, control_id, ())
+        path = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
+        return Place(path, directory_id, control_id, self._lineage(path, directory_id))
+
+    def look(self, places: Sequence[Place]) -> list[int]:
+        """Reads the oom_kill counter of each cgroup: a count, or -errno; an errno of GONE proves that it is gone."""
+        kills = self._look(places, range(len(places)))
+        short = [i for i, result in enumerate(kills) if -result in NO_FDS]
+        if short:
+            self._give_up_spare()
+            for i, result in zip(short, self._look(places, short), strict=True):
+                kills[i] = result
+        if self._spare < 0:
+            self._take_spare()
+        if self.by_id:
+            return kills
+        for i, result in enumerate(kills):
+            if -result in GONE:
+                kills[i] = self._look_elsewhere(places[i])
+        return kills
+
+    def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
+        ids = array("Q", [places[i].control_id for i in which])
+        kills = array("q", bytes(8 * len(which)))
+        paths = ffi.NULL if self.by_id else ffi.from_buffer(pack_paths([places[i].path for i in which]))
+        lib.memcg_look_many(
+            self._fd if self.by_id else -1,
+            self.device,
+            ffi.from_buffer("uint64_t[]", ids),
+            paths,
+            len(which),
+            ffi.from_buffer("int64_t[]", kills),
+        )
+        return kills.tolist()
+
+    def _give_up_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+    def _take_spare(self) -> None:
+        try:
+            self._spare = os.dup(self._fd)
+        except OSError as error:
+            if error.errno not in NO_FDS:
+                raise
+            # Somebody was faster; the next look tries again.
+
+    def follow(self, places: Sequence[Place]) -> None:
+        """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
+        moved = array("B", bytes(len(places)))
+        lib.memcg_moved_many(
+            self.device,
+            ffi.from_buffer("uint64_t[]", array("Q", [place.directory_id for place in places])),
+            ffi.from_buffer(pack_paths([place.path for place in places])),
+            len(places),
+            ffi.from_buffer("uint8_t[]", moved),
+        )
+        for place, has_moved in zip(places, moved, strict=True):
+            if has_moved:
+                found = self._path_by_id(place) if self.by_id else self._path_by_lineage(place)
+                place.path = found or place.path  # gone: the last path that it had stays its name
+
+    def _path_by_id(self, place: Place) -> str | None:
+        fd = lib.memcg_open_by_id(self._fd, place.directory_id)
+        if fd < 0:
+            return None
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+        # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/".
+        return path if path != "/" else None
+
+    def _look_elsewhere(self, place: Place) -> int:
+        """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
+        for _ in range(8):  # a rename may overtake the search; eight in a row are nobody's habit
+            try:
+                path = self._path_by_lineage(place)
+            except OSError as error:
+                return -(error.errno or errno.EIO)
+            if path is None:
+                return -errno.ESTALE
+            place.path = path
+            kills = self._look([place], [0])[0]
+            if -kills not in GONE:
+                return kills
+        return -errno.EAGAIN
+
+    def _lineage(self, path: str, directory_id: int) -> tuple[int, ...]:
+        """The inodes on the way to the cgroup, from below the topmost directory of this file system."""
+        ids: list[int] = []
+        while (status := os.stat(path)).st_dev == self.device:
+            ids.insert(0, status.st_ino)
+            path = os.path.dirname(path)
+        if ids[-1] != directory_id:
+            raise OSError(errno.ESTALE, "the cgroup was replaced by another while it was being registered", path)
+        return tuple(ids[1:])
+
+    def _path_by_lineage(self, place: Place) -> str | None:
+        """Where the cgroup is now, level by level by inode; None when the listing of its parent lacks it.
+
+        A cgroup with children cannot be removed, and v1 renames stay within the parent: so an ancestor that is
+        missing from its parent's listing proves that everything below it is gone.
+        """
+        names = place.path.split("/")
+        path = "/".join(names[: -len(place.lineage)])
+        for inode in place.lineage:
+            with os.scandir(path) as entries:
+                found = next((entry.path for entry in entries if entry.inode() == inode), None)
+            if found is None:
+                return None
+            path = found
+        return path
+
+
+def pack_paths(paths: Sequence[str]) -> bytes:
+    """Absolute paths as the C core takes them: each with its NUL, one behind the other."""
+    return os.fsencode("\0".join(paths) + "\0")

@@ -1,0 +1,522 @@
+"""The Monitor: one descriptor that tells what happens to many cgroups."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import struct
+import threading
+import time
+import warnings
+import weakref
+
+from memcg_oom._native import ffi, lib
+from memcg_oom.commit import Outbox
+from memcg_oom.errors import check, os_error
+from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.paths import absolute
+from memcg_oom.registration import register_many
+from memcg_oom.v1 import V1Watches
+from memcg_oom.watch import Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Self
+
+    from memcg_oom.events import Event
+    from memcg_oom.paths import StrPath
+    from memcg_oom.registration import Registration
+
+_SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
+_LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
+_SERIALS = 2**32  # the high half of a key
+
+_monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+class Monitor:
+    """Tells, through one pollable file descriptor, what happens to every cgroup that it watches.
+
+    Use it as a context manager, or call close(). Take events with wait(), or by iterating: `for event in monitor`
+    blocks and yields one at a time; `async for event in monitor` does the same under asyncio. Only close() ends either.
+
+    Synchronization: watch(), watch_many(), Watch.close(), wake() and close() may be called from any thread while
+    another is in wait(); a second wait() meanwhile raises RuntimeError. wake() and close() may be called from a signal
+    handler as well. After fork(2) the child's copy is closed and the parent's works on.
+
+    Args:
+        settle: seconds for which a cgroup is looked at after its last OOM notification: the kernel signals before it
+            kills, up to 74 ms before in trials.
+        linger: seconds for which the signals of a removed cgroup are awaited after the last one: the kernel sends
+            the removal's own 12 to 127 ms after rmdir(2) returned.
+
+    Raises:
+        ValueError: a period that is negative, NaN or infinite.
+        OSError: no descriptors left (EMFILE); it takes three, two more with the first watch, and one a watch.
+    """
+
+    def __init__(self, *, settle: float = 0.5, linger: float = 0.25) -> None:
+        periods = [_nanoseconds("settle", settle), _nanoseconds("linger", linger)]
+        self._closing = True  # until there is something to close
+        self._lock = _Lock(self)
+        self._waiting = False
+        self._woken = False
+        self._rung = False  # the bell rings for what an iteration has left in the outbox
+        self._serial = 0
+        self._unread: list[int] = []  # descriptors to close when no wait() is under way
+        self._batch = ffi.new("struct memcg_batch *")
+        self._outbox = Outbox()
+        self._epoll = select.epoll()
+        self._bell: _Bell | None = None
+        self._timer = -1
+        try:
+            self._bell = _Bell()
+            self._timer = check(lib.memcg_timer_open(), "timerfd")
+            self._armed = 0
+            self._add_to_loop([self._bell.fd, self._timer])
+        except BaseException:
+            self._release()
+            raise
+        self._v1 = V1Watches(self._epoll, self._outbox, self._unread.append, *periods)
+        self._closing = False
+        _monitors.add(self)
+
+    # -- watching
+
+    def watch(self, cgroup: StrPath) -> Watch:
+        """Watches one cgroup: from now on its OOMs, its OOM kills and its removal are told.
+
+        One that is out of memory at this moment, with its OOM killer disabled, is told at once. Kills that were before
+        are not. Several watches of one cgroup, here or in other monitors and processes, each get every event.
+
+        Args:
+            cgroup: the path of its directory.
+
+        Raises:
+            FileNotFoundError: it does not exist, or was removed meanwhile.
+            NotADirectoryError: a file.
+            NotACgroupError: not a cgroup, or one of a hierarchy without the memory controller.
+            RootCgroupError: the hierarchy's root, which the kernel never signals.
+            UnsupportedError: a cgroup v2, or a kernel that refuses (PREEMPT_RT).
+            PermissionError: no read permission on memory.oom_control or no write permission on cgroup.event_control.
+            OSError: whatever else the kernel says: EROFS, EMFILE, ENFILE, ENOMEM.
+            ValueError: an empty path, one with a NUL, or the monitor is closed.
+        """
+        return self.watch_many([cgroup])[0]
+
+    def watch_many(self, cgroups: Iterable[StrPath], *, skip_gone: bool = False) -> list[Watch]:
+        """Watches many cgroups, all or none of them; several threads share the work.
+
+        Args:
+            cgroups: the paths of their directories.
+            skip_gone: leave out those that do not exist (any more) instead of failing.
+
+        Returns:
+            Their watches, in the order given.
+
+        Raises:
+            OSError, ValueError: as watch(); then none of them is watched and no descriptor is left behind.
+        """
+        paths = [absolute(cgroup) for cgroup in cgroups]
+        with self._lock:
+            self._check_open()
+            hierarchy = self._v1.hierarchy
+        opened = None
+        if hierarchy is None:
+            hierarchy = opened = _open_hierarchy(paths, skip_gone)
+            if hierarchy is None:
+                return []  # nothing given, or all of them gone
+        registrations: list[Registration] = []
+        watches: list[Watch] = []
+        try:
+            registrations = register_many(hierarchy.device, paths, skip_gone)
+            places = [hierarchy.place(one.path, one.directory_id, one.control_id) for one in registrations]
+            with self._lock:
+                self._check_open()
+                watches = [
+                    Watch(self, place, self._key(one.eventfd), one.kills_before)
+                    for one, place in zip(registrations, places, strict=True)
+                ]
+                self._add_to_loop([watch._key for watch in watches])
+                if self._v1.hierarchy is None:
+                    self._v1.hierarchy, opened = opened, None
+                self._v1.add(watches, [one.kills_after for one in registrations])
+                self._arm()
+        except BaseException:
+            for watch in watches:
+                self._v1.by_key.pop(watch._key, None)
+            for one in registrations:
+                os.close(one.eventfd)
+            raise
+        finally:
+            if opened is not None:
+                opened.close()
+        return watches
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """All watches that are neither closed nor of removed cgroups."""
+        with self._lock:
+            self._check_open()
+            return tuple(watch for watch in self._v1.by_key.values() if not watch.removed)
+
+    def _unwatch(self, watch: Watch) -> None:
+        with self._lock:
+            if not watch.closed:
+                watch.closed = True
+                watch._round = None
+                self._v1.forget(watch)
+                self._bury()
+
+    # -- waiting
+
+    def fileno(self) -> int:
+        """The descriptor, for select, poll, epoll and event loops: readable while there is something to do.
+
+        wait(0) does it, and returns what came of it, perhaps nothing.
+
+        Raises:
+            ValueError: the monitor is closed.
+        """
+        self._check_open()
+        return self._epoll.fileno()
+
+    def wait(self, timeout: float | None = None) -> list[Event]:
+        """Waits until there are events and returns them, in the order in which they were made.
+
+        Args:
+            timeout: seconds, rounded up to the next millisecond; 0 does what is to be done and returns; None blocks.
+
+        Returns:
+            The events; empty when the timeout is over, after wake(), or when the monitor was closed meanwhile.
+
+        Raises:
+            ValueError: the timeout is negative or NaN, or the monitor is closed.
+            RuntimeError: another wait(), or an iteration, is under way.
+        """
+        deadline = _deadline(timeout)
+        self._wait(deadline)
+        return [] if self._closing else self._outbox.take_all()
+
+    def _wait(self, deadline: float | None) -> None:
+        """Waits until the outbox holds something, or the deadline is over, or somebody wakes it or closes."""
+        entered = False
+        try:
+            with self._lock:
+                self._check_waitable()
+                self._waiting = entered = True
+            self._pass_until(deadline)
+        except BaseException:
+            if self._outbox and not self._closing:
+                self._ring()  # whoever polls the descriptor comes and takes what was made before the exception
+            raise
+        finally:
+            if entered:
+                self._leave()
+
+    def _pass_until(self, deadline: float | None) -> None:
+        while True:
+            # What an exception left behind in the batch comes first.
+            timeout = 0 if self._outbox or self._woken or self._batch.count else _milliseconds(deadline)
+            self._pass(timeout)
+            if self._closing or self._outbox or self._woken:
+                self._woken = False
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+
+    def _pass(self, timeout: int) -> None:
+        """One wait of at most `timeout` milliseconds, and what came of it."""
+        if not self._batch.count:
+            drained = lib.memcg_wait(self._epoll.fileno(), timeout, self._batch)
+            if drained < 0:
+                if drained == -errno.EINTR:
+                    return  # the handler has run, or runs now; the caller looks at the clock
+                raise os_error(-drained, "epoll")
+            self._rung = False  # whatever rang was read
+        with self._lock:
+            if self._closing:
+                return
+            batch = self._batch
+            now = batch.time_ns
+            full = batch.count == lib.MEMCG_BATCH
+            if batch.count:
+                signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
+                self._v1.absorb(signals, now, (batch, "count", 0))
+            self._v1.due(now, drained=not full)
+            self._arm()
+            self._bury(waiting=False)
+
+    def _leave(self) -> None:
+        self._waiting = False
+        with self._lock:
+            self._bury()
+
+    def wake(self) -> None:
+        """Makes the wait() that is under way, or else the next one, return []. For any thread and any signal handler.
+
+        Raises:
+            ValueError: the monitor is closed.
+        """
+        self._check_open()
+        self._woken = True
+        self._ring()
+
+    def _ring(self) -> None:
+        bell = self._bell  # held, so that a close() meanwhile cannot give its number to somebody else's file
+        if bell is not None:
+            os.eventfd_write(bell.fd, 1)
+
+    # -- iterating
+
+    def __iter__(self) -> Self:
+        """Iterates for ever: only close() ends it.
+
+        Raises:
+            ValueError: the monitor is closed.
+        """
+        self._check_open()
+        return self
+
+    def __next__(self) -> Event:
+        while not self._closing:
+            event = self._take()
+            if event is not None:
+                return event
+            try:
+                self._wait(None)
+            except ValueError:
+                if not self._closing:
+                    raise
+        raise StopIteration
+
+    def _take(self) -> Event | None:
+        event = self._outbox.take()
+        if self._outbox and not self._rung:
+            self._rung = True
+            self._ring()  # what is left keeps the descriptor readable
+        return event
+
+    def __aiter__(self) -> Self:
+        """The same under asyncio: the loop watches the descriptor, the task that iterates reads.
+
+        Raises:
+            ValueError: the monitor is closed.
+        """
+        self._check_open()
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._closing:
+            event = self._take()
+            if event is not None:
+                return event
+            await self._readable()
+            if not self._closing:
+                # Nothing is awaited between reading and returning: a cancellation finds the event here or handed out.
+                self._wait(time.monotonic())
+        raise StopAsyncIteration
+
+    async def _readable(self) -> None:
+        import asyncio  # noqa: PLC0415 - takes longer than all of this package; who comes here has it already
+
+        with self._lock:
+            self._check_waitable()
+            self._waiting = True
+        try:
+            loop = asyncio.get_running_loop()
+            ready: Future[None] = loop.create_future()
+            fd = self._epoll.fileno()
+            loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+            try:
+                await ready
+            finally:
+                loop.remove_reader(fd)
+        finally:
+            self._leave()
+
+    # -- closing
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closing
+
+    def close(self) -> None:
+        """Ends everything: all watches, and a wait() that is under way, which returns [].
+
+        What was not handed out is discarded. Closing again does nothing. May be called from any thread and any signal
+        handler: if another thread is inside a call, the descriptors are closed as soon as it comes out.
+        """
+        if not self._closing:
+            self._closing = True
+            self._ring()
+            self._lock.try_release()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closing", True):  # the constructor cleans up itself when it fails
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._closing:
+            return "<Monitor closed>"
+        return f"<Monitor fd={self._epoll.fileno()} watches={len(self._v1.by_key)}>"
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ValueError("the monitor is closed")
+
+    def _check_waitable(self) -> None:
+        self._check_open()
+        if self._waiting:
+            raise RuntimeError("another wait() of this monitor is under way; a monitor has one waiter")
+
+    def _release(self) -> None:
+        """Closes every descriptor. Nobody else is inside; or this is a forked child's copy, and only close(2) is called.
+
+        In the child an EPOLL_CTL_DEL or a timerfd_settime would act on the parent's: the files are shared.
+        """
+        self._closing = True
+        v1 = getattr(self, "_v1", None)
+        if v1 is not None:
+            for watch in v1.by_key.values():
+                os.close(watch._eventfd)
+                watch.closed = True
+            v1.by_key.clear()
+            if v1.hierarchy is not None:
+                v1.hierarchy.close()
+        while self._unread:
+            os.close(self._unread.pop())
+        self._epoll.close()
+        if self._timer >= 0:
+            os.close(self._timer)
+            self._timer = -1
+        self._bell = None
+
+    # -- descriptors
+
+    def _key(self, fd: int) -> int:
+        self._serial = (self._serial + 1) % _SERIALS
+        return self._serial << 32 | fd
+
+    def _add_to_loop(self, keys: list[int]) -> None:
+        check(lib.memcg_loop_add(self._epoll.fileno(), keys, len(keys)), "epoll")
+
+    def _arm(self) -> None:
+        due = self._v1.next_due
+        if due != self._armed:
+            check(lib.memcg_timer_arm(self._timer, due), "timerfd")
+            self._armed = due
+
+    def _bury(self, *, waiting: bool | None = None) -> None:
+        """Closes what left the epoll set, unless a wait() may be reading it: then it is asked to come back and do so.
+
+        A descriptor that is closed under the waiter may get a new owner, whose data the waiter would read.
+        """
+        if self._unread:
+            if self._waiting if waiting is None else waiting:
+                self._ring()
+            else:
+                while self._unread:
+                    os.close(self._unread.pop())
+
+
+class _Bell:
+    """The eventfd that makes the set readable; closed when the last one who might ring it lets go."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        fd = getattr(self, "fd", None)
+        if fd is not None:
+            close(fd)
+
+
+class _Lock:
+    """A monitor's lock; whoever leaves it last after close() frees the descriptors.
+
+    close() may run in a signal handler, over the very thread that holds the lock, so it never waits for it: it tries.
+    When it fails, the holder finds `_closing` set once it has let go: it was set before the try.
+    """
+
+    __slots__ = ("_lock", "_monitor")
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._lock = threading.Lock()
+        self._monitor = monitor
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        self.try_release()
+
+    def try_release(self) -> None:
+        """Frees the descriptors if the monitor is closed and nobody is inside."""
+        monitor = self._monitor
+        if monitor._closing and self._lock.acquire(blocking=False):
+            try:
+                if not monitor._waiting:
+                    monitor._release()
+            finally:
+                self._lock.release()
+
+
+def _open_hierarchy(paths: list[str], skip_gone: bool) -> Hierarchy | None:
+    """The hierarchy of the first cgroup that exists; there is one v1 memory hierarchy on a host."""
+    for path in paths:
+        try:
+            return Hierarchy(path)
+        except FileNotFoundError:
+            if not skip_gone:
+                raise
+    return None
+
+
+def _nanoseconds(name: str, seconds: float) -> int:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{name} must be a number of seconds, finite and not negative, not {seconds!r}")
+    return int(seconds * 1e9)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be None or a number of seconds that is not negative, not {timeout!r}")
+    deadline = time.monotonic() + timeout
+    return None if deadline == math.inf else deadline
+
+
+def _milliseconds(deadline: float | None) -> int:
+    if deadline is None:
+        return -1
+    return min(_LONGEST, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+
+
+def _close_in_child() -> None:
+    for monitor in list(_monitors):
+        if not monitor._closing:
+            monitor._lock = _Lock(monitor)  # the parent's may be held by a thread that is not here
+            monitor._waiting = False
+            monitor._release()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,142 @@
+"""Where the memory hierarchies are mounted, and which cgroup a process is in: /proc/self/mountinfo, /proc/PID/cgroup.
+
+Everything is found by what the kernel says, never by a customary path: a hierarchy may be mounted anywhere, more than
+once, beside cgroup v2 (hybrid), or from its middle (a bind mount into a container).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from memcg_oom.errors import NotACgroupError, UnsupportedError
+
+MOUNTINFO = "/proc/self/mountinfo"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Mount:
+    """One mount of a cgroup file system.
+
+    Attributes:
+        device: st_dev of everything in it; the same for every mount of one hierarchy.
+        root: the cgroup that is mounted, as a path from the hierarchy's root; "/" for the whole.
+        point: where it is mounted.
+        version: 1 or 2.
+        memory: whether the hierarchy holds memory cgroups (always assumed of v2, where each cgroup may differ).
+        read_only: whether the mount is.
+    """
+
+    __slots__ = ("device", "memory", "point", "read_only", "root", "version")
+
+    def __init__(self, device: int, root: str, point: str, version: int, memory: bool, read_only: bool) -> None:
+        self.device = device
+        self.root = root
+        self.point = point
+        self.version = version
+        self.memory = memory
+        self.read_only = read_only
+
+
+def parse_mountinfo(text: bytes) -> Iterator[Mount]:
+    """The cgroup mounts among the lines of a mountinfo file, see proc_pid_mountinfo(5)."""
+    for line in text.splitlines():
+        before, separator, after = line.partition(b" - ")
+        fields, kind = before.split(b" "), after.split(b" ")
+        if not separator or len(fields) < 6 or len(kind) < 3 or kind[0] not in (b"cgroup", b"cgroup2"):
+            continue
+        major, _, minor = fields[2].partition(b":")
+        yield Mount(
+            device=os.makedev(int(major), int(minor)),
+            root=_unescape(fields[3]),
+            point=_unescape(fields[4]),
+            version=2 if kind[0] == b"cgroup2" else 1,
+            memory=kind[0] == b"cgroup2" or b"memory" in kind[2].split(b","),
+            read_only=b"ro" in fields[5].split(b",") or b"ro" in kind[2].split(b","),
+        )
+
+
+def _unescape(field: bytes) -> str:
+    r"""The kernel writes space, tab, newline and backslash as \040, \011, \012 and \134."""
+    parts = field.split(b"\\")
+    return os.fsdecode(parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:]))
+
+
+def cgroup_mounts() -> list[Mount]:
+    """Every mounted cgroup file system that this process sees, in the order of mounting."""
+    with open(MOUNTINFO, "rb") as file:
+        return list(parse_mountinfo(file.read()))
+
+
+def memory_mount(version: int = 1) -> Mount | None:
+    """The mount that shows the most of the memory hierarchy of a version, or None where there is none."""
+    mounts = [mount for mount in cgroup_mounts() if mount.memory and mount.version == version]
+    return min(mounts, key=lambda mount: len(mount.root), default=None)
+
+
+def mount_of(path: str, device: int) -> Mount:
+    """The mount by which `path`, on the file system `device` (st_dev), is reached.
+
+    Raises:
+        NotACgroupError: `path` is on no cgroup file system, or in a v1 hierarchy without the memory controller.
+        UnsupportedError: `path` is in a cgroup v2 hierarchy.
+    """
+    mounts = [mount for mount in cgroup_mounts() if mount.device == device]
+    if not mounts:
+        raise NotACgroupError(
+            errno.EINVAL, "not a cgroup: no cgroup file system is mounted there (memcg-oom check shows where)", path
+        )
+    # Several mounts of one hierarchy: the innermost that the path lies in.
+    mount = max(mounts, key=lambda mount: len(mount.point) if is_below(path, mount.point) else -1)
+    if mount.version == 2:
+        raise UnsupportedError(
+            errno.EOPNOTSUPP, "a cgroup of version 2; this release watches version 1 (the v1 memory hierarchy)", path
+        )
+    if not mount.memory:
+        raise NotACgroupError(
+            errno.EINVAL, "not a memory cgroup: its hierarchy is without the memory controller", path
+        )
+    return mount
+
+
+def is_below(path: str, ancestor: str) -> bool:
+    """Whether `path` is `ancestor` or lies in it; both absolute and normal."""
+    return path == ancestor or path.startswith(ancestor.rstrip("/") + "/")
+
+
+def memory_cgroup_of(pid: int | None = None) -> str:
+    """The path of the v1 memory cgroup that a process is in; None is the calling one.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+        UnsupportedError: no v1 memory hierarchy is mounted.
+        NotACgroupError: the cgroup lies outside what is mounted here (in a container), or was removed.
+    """
+    file_path = f"/proc/{'self' if pid is None else pid}/cgroup"
+    try:
+        with open(file_path, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, "no such process", file_path) from None
+    mount = memory_mount()
+    if mount is None:
+        raise UnsupportedError(errno.EOPNOTSUPP, "no cgroup v1 memory hierarchy is mounted", file_path)
+    name = parse_memory_cgroup(text)
+    if name is None:
+        raise UnsupportedError(errno.EOPNOTSUPP, "the process is in no cgroup v1 memory hierarchy", file_path)
+    if not is_below(name, mount.root):
+        raise NotACgroupError(errno.EINVAL, f"the cgroup {name} lies outside the mount at {mount.point}", file_path)
+    return os.path.normpath(f"{mount.point}/{name[len(mount.root.rstrip('/')) :]}")
+
+
+def parse_memory_cgroup(text: bytes) -> str | None:
+    """The path of the v1 memory cgroup in a /proc/PID/cgroup, from the hierarchy's (or namespace's) root."""
+    for line in text.splitlines():
+        _, _, rest = line.partition(b":")
+        controllers, separator, name = rest.partition(b":")
+        if separator and b"memory" in controllers.split(b","):
+            return os.fsdecode(name)
+    return None

@@ -1,0 +1,81 @@
+"""When to look again: watches that share a moment share a round."""
+
+from __future__ import annotations
+
+import heapq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memcg_oom.commit import Change
+    from memcg_oom.watch import Watch
+
+# Nanoseconds from one look of a settling watch to the next: dense while the kill is likely, sparse later.
+GAPS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
+
+
+class Round:
+    """Watches that are to be looked at together, again and again until a deadline.
+
+    A watch is in one round at most, the one it points at with `_round`; when it joins another, the old round skips it.
+
+    Attributes:
+        watches: all that ever joined.
+        deadline: in nanoseconds of CLOCK_MONOTONIC; the last look is at or after it.
+        step: how many looks there were; None for a round that only waits for its deadline.
+    """
+
+    __slots__ = ("watches", "deadline", "step")
+
+    def __init__(self, watches: list[Watch], deadline: int, step: int | None) -> None:
+        self.watches = watches
+        self.deadline = deadline
+        self.step = step
+
+    def join(self) -> list[Change]:
+        """The changes by which all its watches join it."""
+        return [(watch, "_round", self) for watch in self.watches]
+
+    def members(self) -> list[Watch]:
+        """Those that have not left."""
+        return [watch for watch in self.watches if watch._round is self]
+
+    def next_look(self, now: int, cost: int) -> int:
+        """When to look again.
+
+        Args:
+            now: the present moment.
+            cost: how long the last look took, in nanoseconds. A crowd is looked at less often, so that looks take no
+                more than a fifth of the time; the one at the deadline makes up for it.
+        """
+        gap = GAPS[-1]
+        if self.step is not None:
+            gap = GAPS[min(self.step, len(GAPS) - 1)]
+            self.step += 1
+        gap = max(gap, 4 * cost)
+        # Past its deadline is only one that could not be read: again and again, until it can.
+        return now + gap if now >= self.deadline else min(now + gap, self.deadline)
+
+
+class Agenda:
+    """Rounds in the order in which they are due."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Round]] = []
+        self._serial = 0  # keeps rounds of one moment in their order, and from being compared
+
+    def add(self, due: int, round_: Round) -> None:
+        """Puts a round down for a moment, in nanoseconds of CLOCK_MONOTONIC."""
+        self._serial += 1
+        heapq.heappush(self._heap, (due, self._serial, round_))
+
+    def next_due(self) -> int:
+        """The earliest moment; 0 when there is none."""
+        return self._heap[0][0] if self._heap else 0
+
+    def first(self, now: int) -> Round | None:
+        """The first that is due; it stays."""
+        return self._heap[0][2] if self._heap and self._heap[0][0] <= now else None
+
+    def drop_first(self) -> None:
+        """Takes it off. What was added meanwhile is due later, or as early but behind it."""
+        heapq.heappop(self._heap)

@@ -1,0 +1,73 @@
+"""What Monitor.watch() returns."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memcg_oom.hierarchy import Place
+    from memcg_oom.monitor import Monitor
+    from memcg_oom.rounds import Round
+
+
+class Watch:
+    """One watched cgroup; made by Monitor.watch() and Monitor.watch_many().
+
+    Attributes:
+        ooms: OOM notifications of the kernel since the watch began: the sum of Oom.count.
+        kills: OOM kills in this cgroup since the watch began: the sum of OomKill.count.
+        removed: whether the cgroup is gone and Removed was made.
+        closed: whether the watch, or its monitor, was closed.
+
+    The totals move when an event is made, which is before the event is handed out.
+
+    Synchronization: close() may be called from any thread; the attributes may be read from any.
+    """
+
+    __slots__ = (
+        "ooms",
+        "kills",
+        "removed",
+        "closed",
+        "_monitor",
+        "_place",
+        "_key",
+        "_seen",
+        "_held",
+        "_unresolved",
+        "_gone",
+        "_round",
+    )
+
+    def __init__(self, monitor: Monitor, place: Place, key: int, seen: int) -> None:
+        self.ooms = 0
+        self.kills = 0
+        self.removed = False
+        self.closed = False
+        self._monitor = monitor
+        self._place = place
+        self._key = key  # of the epoll set; its low half is the eventfd
+        self._seen = seen  # the oom_kill counter when it was last read
+        self._held = 0  # signals read from the eventfd that are not told yet, see v1.py
+        self._unresolved = 0  # OOMs of the present settle that no kill has answered
+        self._gone = False  # a look found the cgroup removed; Removed follows when its signals are in
+        self._round: Round | None = None
+
+    @property
+    def cgroup(self) -> str:
+        """The absolute path; after a rename the new one, as of the last event."""
+        return self._place.path
+
+    @property
+    def _eventfd(self) -> int:
+        return self._key & 0xFFFFFFFF
+
+    def close(self) -> None:
+        """Ends the watch: its registration and descriptor go, and nothing of it is handed out any more.
+
+        Closing it again, or after its monitor was closed, does nothing.
+        """
+        self._monitor._unwatch(self)
+
+    def __repr__(self) -> str:
+        state = "removed" if self.removed else "closed" if self.closed else "open"
+        return f"<Watch {self.cgroup!r} {state} ooms={self.ooms} kills={self.kills}>"
