@@ -4,23 +4,29 @@ See Monitor for watching, Cgroup for one cgroup, register() for the kernel's bar
 """
 
 from memcg_oom._version import __version__
+from memcg_oom.cgroup import Cgroup, OomControl
 from memcg_oom.errors import MemcgError, NotACgroupError, RootCgroupError, UnsupportedError
+from memcg_oom.eventfd import EventFD, register
 from memcg_oom.events import CgroupEvent, Degraded, Event, Oom, OomKill, Removed
 from memcg_oom.monitor import Monitor
 from memcg_oom.watch import Watch
 
 __all__ = [
+    "Cgroup",
     "CgroupEvent",
     "Degraded",
     "Event",
+    "EventFD",
     "MemcgError",
     "Monitor",
     "NotACgroupError",
     "Oom",
+    "OomControl",
     "OomKill",
     "Removed",
     "RootCgroupError",
     "UnsupportedError",
     "Watch",
     "__version__",
+    "register",
 ]

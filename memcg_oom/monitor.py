@@ -332,7 +332,7 @@ class Monitor:
             loop = asyncio.get_running_loop()
             ready: Future[None] = loop.create_future()
             fd = self._epoll.fileno()
-            loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+            loop.add_reader(fd, _set_ready, ready)
             try:
                 await ready
             finally:
@@ -385,9 +385,10 @@ class Monitor:
             raise RuntimeError("another wait() of this monitor is under way; a monitor has one waiter")
 
     def _release(self) -> None:
-        """Closes every descriptor. Nobody else is inside; or this is a forked child's copy, and only close(2) is called.
+        """Closes every descriptor; nobody else is inside, or this is a forked child's copy.
 
-        In the child an EPOLL_CTL_DEL or a timerfd_settime would act on the parent's: the files are shared.
+        Only close(2) is called: in a child EPOLL_CTL_DEL and timerfd_settime would act on the parent's, whose files
+        these are too.
         """
         self._closing = True
         v1 = getattr(self, "_v1", None)
@@ -477,6 +478,11 @@ class _Lock:
                     monitor._release()
             finally:
                 self._lock.release()
+
+
+def _set_ready(ready: Future[None]) -> None:
+    if not ready.done():  # the descriptor stays readable until the task has run
+        ready.set_result(None)
 
 
 def _open_hierarchy(paths: list[str], skip_gone: bool) -> Hierarchy | None:

@@ -32,7 +32,7 @@ class Mount:
 
     __slots__ = ("device", "memory", "point", "read_only", "root", "version")
 
-    def __init__(self, device: int, root: str, point: str, version: int, memory: bool, read_only: bool) -> None:
+    def __init__(self, *, device: int, root: str, point: str, version: int, memory: bool, read_only: bool) -> None:
         self.device = device
         self.root = root
         self.point = point
@@ -96,9 +96,7 @@ def mount_of(path: str, device: int) -> Mount:
             errno.EOPNOTSUPP, "a cgroup of version 2; this release watches version 1 (the v1 memory hierarchy)", path
         )
     if not mount.memory:
-        raise NotACgroupError(
-            errno.EINVAL, "not a memory cgroup: its hierarchy is without the memory controller", path
-        )
+        raise NotACgroupError(errno.EINVAL, "not a memory cgroup: its hierarchy is without the memory controller", path)
     return mount
 
 

@@ -123,6 +123,20 @@ def root_error(path: str) -> RootCgroupError:
     )
 
 
+# What to do about an errno, by the step that it came from.
+_ADVICE = {
+    (lib.MEMCG_STEP_EVENT_CONTROL, errno.EACCES): "registering needs write permission there",
+    (lib.MEMCG_STEP_EVENT_CONTROL, errno.EPERM): "registering needs write permission there",
+    (lib.MEMCG_STEP_EVENT_CONTROL, errno.EROFS): "the hierarchy is mounted read-only, and registering is a write",
+    (lib.MEMCG_STEP_WRITE, errno.EINVAL): "the kernel takes no registration for this control file and argument",
+}
+# The errnos that mean: not on this kernel.
+_UNSUPPORTED = {
+    (lib.MEMCG_STEP_CONTROL_FILE, errno.ENODATA): "this kernel does not count OOM kills (oom_kill came with 4.13)",
+    (lib.MEMCG_STEP_WRITE, errno.EOPNOTSUPP): "a PREEMPT_RT kernel refuses every registration of this interface",
+}
+
+
 def registration_error(error: int, step: int, cgroup: str, control_file: str) -> OSError:
     """The one clear error for a failed registration: what failed, at which file, and what to do.
 
@@ -132,39 +146,21 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
         cgroup: the absolute path.
         control_file: the name of the file that was to be registered for.
     """
-    if error == errno.EXDEV and step == lib.MEMCG_STEP_CGROUP:
+    if error == errno.EXDEV:
         try:
             mount_of(cgroup, os.stat(cgroup).st_dev)
         except OSError as reason:
             return reason
     if error in NO_FDS:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
-    control_path = os.path.join(cgroup, control_file)
-    event_control = os.path.join(cgroup, "cgroup.event_control")
-    if step == lib.MEMCG_STEP_CONTROL_FILE:
-        if error == errno.ENODATA:
-            return UnsupportedError(error, "this kernel does not count OOM kills (oom_kill came with 4.13)", control_path)
-        if error in GONE and not os.path.exists(cgroup):
-            return _gone(cgroup)
-        return os_error(error, control_path)
-    if step == lib.MEMCG_STEP_EVENT_CONTROL:
-        if error in GONE and not os.path.exists(cgroup):
-            return _gone(cgroup)
-        if error in (errno.EACCES, errno.EPERM):
-            return os_error(error, event_control, "registering needs write permission there")
-        if error == errno.EROFS:
-            return os_error(error, event_control, "the hierarchy is mounted read-only; registering is a write")
-        return os_error(error, event_control)
-    if step == lib.MEMCG_STEP_WRITE:
-        if error in GONE:
-            return _gone(cgroup)
-        if error == errno.EOPNOTSUPP:
-            return UnsupportedError(error, "a PREEMPT_RT kernel refuses every registration of this interface", event_control)
-        if error == errno.EINVAL:
-            return os_error(error, event_control, f"the kernel takes no registration for {control_file} with this argument")
-        return os_error(error, event_control)
-    return os_error(error, cgroup)
-
-
-def _gone(cgroup: str) -> OSError:
-    return FileNotFoundError(errno.ENOENT, "the cgroup was removed while it was being registered", cgroup)
+    # Once the directory was open, a file that is missing means a removal, unless the directory is still there.
+    if error in GONE and step != lib.MEMCG_STEP_CGROUP and (error == errno.ENODEV or not os.path.exists(cgroup)):
+        return FileNotFoundError(errno.ENOENT, "the cgroup was removed while it was being registered", cgroup)
+    file = {
+        lib.MEMCG_STEP_CONTROL_FILE: os.path.join(cgroup, control_file),
+        lib.MEMCG_STEP_EVENT_CONTROL: os.path.join(cgroup, "cgroup.event_control"),
+        lib.MEMCG_STEP_WRITE: os.path.join(cgroup, "cgroup.event_control"),
+    }.get(step, cgroup)
+    if (step, error) in _UNSUPPORTED:
+        return UnsupportedError(error, _UNSUPPORTED[step, error], file)
+    return os_error(error, file, _ADVICE.get((step, error), ""))

@@ -124,9 +124,7 @@ class V1Watches:
                 late = max(0, held - 1) - max(0, watch._held - 1)
                 if late:
                     changes.append((watch, "ooms", watch.ooms + late))
-                    events.append(
-                        Oom(time_ns=time.time_ns(), cgroup=watch.cgroup, watch=watch, count=late, late=True)
-                    )
+                    events.append(Oom(time_ns=time.time_ns(), cgroup=watch.cgroup, watch=watch, count=late, late=True))
             elif watch._gone:
                 gone.append(watch)
             else:

@@ -1,0 +1,215 @@
+"""One memory cgroup as an object: what its control files say, and what can be done to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from memcg_oom.mounts import memory_cgroup_of, mount_of
+from memcg_oom.paths import absolute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from memcg_oom.paths import StrPath
+
+# PAGE_COUNTER_MAX in bytes, or what rounding leaves of it, is how v1 writes "no limit"; no real limit comes near it.
+_UNLIMITED = 2**62
+
+
+class OomControl:
+    """What memory.oom_control said at one moment.
+
+    Attributes:
+        oom_kill_disable: whether the OOM killer is off, so that tasks sleep instead.
+        under_oom: whether tasks sleep so at this moment, here or because of a cgroup above.
+        oom_kill: OOM kills in this cgroup since it was made.
+    """
+
+    __slots__ = ("oom_kill_disable", "under_oom", "oom_kill")
+
+    def __init__(self, oom_kill_disable: bool, under_oom: bool, oom_kill: int) -> None:
+        self.oom_kill_disable = oom_kill_disable
+        self.under_oom = under_oom
+        self.oom_kill = oom_kill
+
+    def __repr__(self) -> str:
+        return (
+            f"OomControl(oom_kill_disable={self.oom_kill_disable}, under_oom={self.under_oom}, "
+            f"oom_kill={self.oom_kill})"
+        )
+
+
+class Cgroup:
+    """A memory cgroup, by its path; it need not exist yet. Nothing is kept open: each access is a look.
+
+    Two of them are equal when their paths are.
+
+    Synchronization: may be used from any thread.
+
+    Args:
+        path: of its directory; os.PathLike objects, Cgroups among them, will do.
+
+    Raises:
+        ValueError: an empty path, or one with a NUL.
+        NotACgroupError: outside any mounted v1 memory hierarchy.
+        UnsupportedError: in a cgroup v2 hierarchy.
+
+    Every property and method raises OSError for what the kernel refuses: FileNotFoundError once the cgroup is gone,
+    PermissionError, NotADirectoryError for a file.
+    """
+
+    __slots__ = ("path", "version", "_mount_point")
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = absolute(path)
+        existing = self.path
+        while not os.path.exists(existing):  # what does not exist yet belongs to where it would be made
+            existing = os.path.dirname(existing)
+        mount = mount_of(self.path, os.stat(existing).st_dev)
+        self.version = mount.version
+        self._mount_point = mount.point
+
+    @classmethod
+    def of_pid(cls, pid: int | None = None) -> Self:
+        """The cgroup that a process is in; None is the calling process. See proc_pid_cgroup(5).
+
+        The kernel says "/" for a process that has exited and waits to be reaped.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+            UnsupportedError: no v1 memory hierarchy is mounted.
+            NotACgroupError: its cgroup is outside what is mounted here.
+        """
+        return cls(memory_cgroup_of(pid))
+
+    @classmethod
+    def create(cls, path: StrPath) -> Self:
+        """Makes a new cgroup, with mkdir(2); its parent must exist.
+
+        Raises:
+            FileExistsError, PermissionError, FileNotFoundError: as os.mkdir().
+        """
+        cgroup = cls(path)
+        os.mkdir(cgroup.path)
+        return cgroup
+
+    def remove(self) -> None:
+        """Removes it, with rmdir(2).
+
+        Raises:
+            OSError: EBUSY while it has processes or children.
+        """
+        os.rmdir(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return os.path.basename(self.path)
+
+    @property
+    def parent(self) -> Cgroup | None:
+        """The cgroup that it is in, or None for the topmost that is mounted."""
+        return None if self.path == self._mount_point else Cgroup(os.path.dirname(self.path))
+
+    def children(self) -> list[Cgroup]:
+        """The cgroups in it, by name."""
+        with os.scandir(self.path) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return [Cgroup(os.path.join(self.path, name)) for name in names]
+
+    def exists(self) -> bool:
+        """Whether there is a memory cgroup at the path now."""
+        return os.path.exists(self._file("memory.oom_control"))
+
+    @property
+    def usage(self) -> int:
+        """Memory in use, in bytes (memory.usage_in_bytes)."""
+        return int(self._read("memory.usage_in_bytes"))
+
+    @property
+    def peak(self) -> int:
+        """The most that was in use so far, in bytes (memory.max_usage_in_bytes)."""
+        return int(self._read("memory.max_usage_in_bytes"))
+
+    @property
+    def limit(self) -> int | None:
+        """The limit in bytes (memory.limit_in_bytes), or None for no limit.
+
+        Setting it rounds down to pages, as the kernel does. OSError: EBUSY when the usage cannot be brought below it,
+        EINVAL when it is above the limit with swap (memory.memsw.limit_in_bytes), or on the root.
+        """
+        limit = int(self._read("memory.limit_in_bytes"))
+        return None if limit >= _UNLIMITED else limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit must be None or a number of bytes that is not negative, not {limit!r}")
+        self._write("memory.limit_in_bytes", str(-1 if limit is None else limit))
+
+    def oom_control(self) -> OomControl:
+        """What memory.oom_control says now."""
+        lines = (line.split() for line in self._read("memory.oom_control").splitlines())
+        values = {line[0]: int(line[1]) for line in lines}
+        return OomControl(bool(values["oom_kill_disable"]), bool(values["under_oom"]), values["oom_kill"])
+
+    def pids(self) -> list[int]:
+        """The processes in it, without those of its children (cgroup.procs)."""
+        return [int(line) for line in self._read("cgroup.procs").split()]
+
+    def kill(self) -> int:
+        """Kills every process in it, without those of its children, with SIGKILL; also those that appear meanwhile.
+
+        They are not reaped: that is their parents' business, and until they have exited remove() fails with EBUSY.
+        No other process is hit, even when a pid is used anew in between: each is held by a pidfd and asked for its
+        cgroup before it is signalled.
+
+        Returns:
+            How many were signalled.
+        """
+        signalled: set[int] = set()
+        while fresh := [pid for pid in self.pids() if pid not in signalled]:
+            for pid in fresh:
+                signalled.add(pid)
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    continue  # it has exited by itself
+                try:
+                    if pid in self.pids():
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it has exited by itself
+                finally:
+                    os.close(pidfd)
+        return len(signalled)
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _read(self, name: str) -> str:
+        with open(self._file(name), "rb") as file:
+            return file.read().decode("ascii")
+
+    def _write(self, name: str, value: str) -> None:
+        fd = os.open(self._file(name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, writing {value!r}", self._file(name)) from None
+        finally:
+            os.close(fd)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __eq__(self, other: object) -> bool:
+        return self.path == other.path if isinstance(other, Cgroup) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        return f"Cgroup({self.path!r})"
