@@ -77,7 +77,7 @@ class Hierarchy:
             raise
 
     def close(self) -> None:
-        """Closes both descriptors; only close(2) is called, which a forked child may do as well."""
+        """Gives both descriptors up with nothing but close(2), which a forked child may do as well."""
         for fd in (self._fd, self._spare):
             if fd >= 0:
                 os.close(fd)

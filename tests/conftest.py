@@ -1,0 +1,145 @@
+"""The three rings: a fake kernel (anyone), the real one (root on cgroup v1), kernels in virtual machines."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memcg_oom.mounts import memory_mount
+
+RINGS = {"fake": "a fake kernel", "real": "the real kernel", "vm": "virtual machines"}
+HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for ring, name in RINGS.items():
+        config.addinivalue_line("markers", f"{ring}: tried against {name} (set by the folder that the test is in)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+_ran: collections.Counter[str] = collections.Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.outcome != "skipped":
+        _ran.update(ring for ring in RINGS if ring in report.keywords)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("rings")
+    for ring, name in RINGS.items():
+        terminalreporter.write_line(f"tests against {name}: {_ran[ring]} ran")
+    for line in _figures:
+        terminalreporter.write_line(line)
+
+
+_figures: list[str] = []
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
+    """What a test measured: whatever it puts in here stands at the end of the run."""
+    figures: dict[str, object] = {}
+    yield figures
+    _figures.append(f"{request.node.name}: " + ", ".join(f"{key}={value}" for key, value in figures.items()))
+
+
+def open_fds() -> dict[int, str]:
+    """Every open descriptor and what it is."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the descriptor that listed the folder
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_fd_is_left() -> Iterator[None]:
+    before = open_fds()
+    yield
+    gc.collect()
+    assert open_fds() == before
+
+
+def _why_not_real() -> str:
+    """Why the real ring cannot run here; empty where it can."""
+    mount = memory_mount()
+    if mount is None:
+        return "no cgroup v1 memory hierarchy is mounted"
+    if os.geteuid() != 0:
+        return "making memory cgroups needs root"
+    if mount.read_only or not os.access(mount.point, os.W_OK):
+        return f"{mount.point} is not writable"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def playground() -> Iterator[Path]:
+    """A cgroup of the run's own, that all others of the tests are in."""
+    why_not = _why_not_real()
+    if why_not:
+        pytest.skip(why_not)
+    mount = memory_mount()
+    assert mount is not None
+    path = Path(mount.point) / f"memcg_oom_test_{os.getpid()}"
+    path.mkdir()
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def memcg(playground: Path) -> Iterator[Path]:
+    """A new memory cgroup, removed afterwards with all that is in it."""
+    path = playground / uuid.uuid4().hex[:12]
+    path.mkdir()
+    yield path
+    remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Kills what is in a cgroup and below, and removes it; it may be gone already."""
+    if not path.exists():
+        return
+    for directory, _, _ in os.walk(path, topdown=False):
+        for _ in range(1000):
+            pids = Path(directory, "cgroup.procs").read_text().split()
+            if not pids:
+                break
+            for pid in pids:
+                subprocess.run(["kill", "-KILL", pid], check=False, stderr=subprocess.DEVNULL)
+        for _ in range(200):
+            try:
+                os.rmdir(directory)
+                break
+            except OSError:  # EBUSY: what was killed has not exited yet
+                subprocess.run(["sleep", "0.02"], check=True)
+        else:
+            os.rmdir(directory)
+
+
+@pytest.fixture(scope="session")
+def hog(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program that runs out of memory, see hog.c. MEMCG_OOM_HOG names a built one where there is no compiler."""
+    built = os.environ.get("MEMCG_OOM_HOG")
+    if built:
+        return built
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.fail("the tests need a C compiler: apt-get install gcc")
+    path = tmp_path_factory.mktemp("hog") / "hog"
+    subprocess.run([compiler, "-O2", "-static", "-o", path, HERE / "hog.c"], check=True)
+    return str(path)
