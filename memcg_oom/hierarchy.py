@@ -77,7 +77,7 @@ class Hierarchy:
             raise
 
     def close(self) -> None:
-        """Gives both descriptors up with nothing but close(2), which a forked child may do as well."""
+        """Gives both descriptors up; harmless in a forked child too."""
         for fd in (self._fd, self._spare):
             if fd >= 0:
                 os.close(fd)

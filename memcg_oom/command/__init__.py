@@ -1,1 +1,147 @@
-"""The command memcg-oom."""
+"""The command memcg-oom: its arguments, its exit codes, and nothing else; each subcommand has a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+
+from memcg_oom._version import __version__
+from memcg_oom.command.errors import UNAVAILABLE, Unavailable, words
+from memcg_oom.errors import MemcgError
+from memcg_oom.sizes import parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import NoReturn
+
+EXIT_CODES = """\
+exit codes: 0 done, also by SIGTERM; 1 an error; 2 wrong usage; 69 this host lacks what is needed; 124 the timeout
+came; 130 Ctrl-C. "run" has the command's own instead: 128+N when signal N killed it, 125 when memcg-oom failed, 126
+when the command could not be executed, 127 when it was not found."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `arguments` are the process's own by default."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.subcommand == "run":
+        if options.command[:1] == ["--"]:
+            del options.command[0]
+        if not options.command:
+            parser.error("run: a command is missing")
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        return _subcommand(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has gone, which ends this quietly. Python flushes stdout once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Unavailable as error:
+        _complain(error)
+        return UNAVAILABLE
+    except (OSError, ValueError, MemcgError) as error:
+        _complain(error)
+        return 1
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _complain(error: Exception) -> None:
+    print(f"memcg-oom: {words(error)}", file=sys.stderr)
+
+
+def _subcommand(options: argparse.Namespace) -> int:
+    # Each is imported when it is asked for: a watcher on a crowded host need not hold what it does not use.
+    if options.subcommand == "watch":
+        from memcg_oom.command.watch import watch
+
+        return watch(options.cgroup, options.tree, options.json, options.count, options.timeout)
+    if options.subcommand == "run":
+        from memcg_oom.command.run import run
+
+        return run(options.command, options.memory, options.json, options.parent)
+    if options.subcommand == "listen":
+        from memcg_oom.command.listen import listen
+
+        return listen(options.control_file, " ".join(options.argument))
+    if options.subcommand == "check":
+        from memcg_oom.command.check import check
+
+        return check(options.json)
+    from memcg_oom.command.demo import demo
+
+    return demo(options.parent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="memcg-oom",
+        description="Tells what happens to the memory cgroups of this host: out of memory, OOM kills, removals.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"memcg-oom {__version__}")
+    subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+
+    watch = subcommands.add_parser("watch", help="print every event, a line each")
+    watch.add_argument("cgroup", nargs="*", metavar="CGROUP", help="default: the whole memory hierarchy")
+    watch.add_argument(
+        "--no-tree", dest="tree", action="store_false", help="only the cgroups named, not what exists below them"
+    )
+    watch.add_argument("--json", action="store_true", help="one JSON object a line (docs/events.schema.json)")
+    watch.add_argument("--count", type=_count, metavar="N", help="end after N events")
+    watch.add_argument("--timeout", type=_seconds, metavar="S", help="end after S seconds, with exit code 124")
+
+    run = subcommands.add_parser(
+        "run",
+        help="run a command in a cgroup of its own and say what became of it",
+        usage="%(prog)s [options] -- COMMAND ...",
+    )
+    run.add_argument("--memory", type=_size, metavar="SIZE", help="its limit, such as 64M; swap is kept out")
+    run.add_argument("--json", action="store_true", help="the verdict, on standard error, as a JSON object")
+    run.add_argument("--parent", metavar="CGROUP", help="make its cgroup below this one")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+
+    listen = subcommands.add_parser(
+        "listen", help="one registration on one control file, a line for each crossing, as cgroup_event_listener does"
+    )
+    listen.add_argument("control_file", metavar="CONTROL_FILE", help="such as .../memory.oom_control")
+    listen.add_argument("argument", nargs="*", metavar="ARGS", help="what that control file wants, such as 100M or low")
+
+    check = subcommands.add_parser("check", help="say what this host offers, and what each missing thing costs")
+    check.add_argument("--json", action="store_true", help="as a JSON object")
+
+    demo = subcommands.add_parser("demo", help="a scratch cgroup, a real OOM kill, and what the watcher says of it")
+    demo.add_argument("--parent", metavar="CGROUP", help="make the scratch cgroup below this one")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a number of events, 1 or more, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0 or math.isinf(seconds):
+        raise argparse.ArgumentTypeError(f"a number of seconds, not {text!r}")
+    return seconds
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

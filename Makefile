@@ -1,0 +1,50 @@
+# make demo: a real OOM kill, watched.  make test: all rings that this machine allows.  make help: the rest.
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
+
+# What gcc must find nothing in.
+WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
+
+.PHONY: help demo test bench lint sanitize wheel clean
+
+help:
+	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
+	@echo "make test      every test that this machine allows"
+	@echo "make bench     the benchmarks, peers side by side (root)"
+	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
+	@echo "make sanitize  the tests under ASan and UBSan, the C core under valgrind"
+	@echo "make wheel     dist/: the wheel and the sdist"
+
+demo: $(VENV)/ready
+	@$(BIN)/memcg-oom demo
+
+test: $(VENV)/ready
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks.register
+	$(BIN)/python -m benchmarks.wake_latency
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	for file in csrc/*.c tests/*.c benchmarks/limits/*.c; do \
+		gcc $(WARNINGS) -fanalyzer -Icsrc -D_GNU_SOURCE -O2 -c -o /dev/null $$file || exit 1; done
+
+wheel: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info memcg_oom/*.so memcg_oom/_native.c .*_cache
+
+# The virtual environment, with the package built in it; made anew when what it is built from changes.
+$(VENV)/ready: $(SOURCES) tools/setup.sh
+	@PYTHON=$(PYTHON) tools/setup.sh $(VENV)
+	@touch $@

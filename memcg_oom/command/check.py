@@ -1,0 +1,194 @@
+"""memcg-oom check: what this host offers, and what each missing thing costs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+from memcg_oom.cgroup import Cgroup
+from memcg_oom.command.text import SCHEMA_VERSION, escape
+from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.mounts import Mount, cgroup_mounts, memory_mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Descriptors that are no watches: the standard three, the monitor's own, and some air.
+_OTHER_FDS = 16
+
+
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        value: how it is.
+        cost: what is lost by that; empty where nothing is.
+        remedy: what to do about it; empty where nothing need be done.
+    """
+
+    __slots__ = ("name", "value", "cost", "remedy")
+
+    def __init__(self, name: str, value: str, cost: str = "", remedy: str = "") -> None:
+        self.name = name
+        self.value = value
+        self.cost = cost
+        self.remedy = remedy
+
+
+def check(as_json: bool) -> int:
+    """Prints the findings; returns 1 when something is missing, else 0."""
+    findings = list(_findings())
+    if as_json:
+        import json
+
+        rows = [{name: getattr(finding, name) for name in Finding.__slots__} for finding in findings]
+        degraded = any(finding.cost for finding in findings)
+        print(json.dumps({"v": SCHEMA_VERSION, "event": "check", "degraded": degraded, "findings": rows}))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            mark = "!" if finding.cost else " "
+            print(f"{mark} {finding.name:<{width}}  {escape(finding.value)}")
+            if finding.cost:
+                print(f"  {'':<{width}}  costs: {finding.cost}\n  {'':<{width}}  remedy: {finding.remedy}")
+    sys.stdout.flush()
+    return 1 if any(finding.cost for finding in findings) else 0
+
+
+def _findings() -> Iterator[Finding]:
+    yield Finding("kernel", os.uname().release)
+    mount = memory_mount()
+    yield from _hierarchies(mount)
+    if mount is not None:
+        yield _registration(mount)
+        yield _identity(mount)
+        yield _counter(mount)
+        yield _scratch(mount)
+        yield _descriptors(mount)
+    yield _swap(mount)
+    yield _panic()
+    yield _kernel_log()
+    yield _inotify()
+
+
+def _hierarchies(mount: Mount | None) -> Iterator[Finding]:
+    v2 = [other.point for other in cgroup_mounts() if other.version == 2]
+    if mount is None:
+        yield Finding(
+            "memory hierarchy",
+            f"none of version 1{' (cgroup v2 at ' + ', '.join(v2) + ')' if v2 else ''}",
+            "nothing can be watched: this release watches cgroup v1",
+            "boot with systemd.unified_cgroup_hierarchy=0 on a kernel with CONFIG_MEMCG_V1, "
+            "or mount it: mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory",
+        )
+        return
+    part = "" if mount.root == "/" else f", of which {mount.root} is visible"
+    yield Finding("memory hierarchy", f"version 1 at {mount.point}{part}")
+    if v2:
+        yield Finding("cgroup v2", f"at {', '.join(v2)}, without the memory controller, which is on version 1")
+
+
+def _registration(mount: Mount) -> Finding:
+    name = "registration"
+    event_control = os.path.join(mount.point, "cgroup.event_control")
+    if _read("/sys/kernel/realtime") == "1":
+        return Finding(
+            name, "refused: a PREEMPT_RT kernel", "nothing can be watched", "run a kernel without PREEMPT_RT"
+        )
+    if mount.read_only:
+        return Finding(
+            name, f"not possible: {mount.point} is mounted read-only", "nothing can be watched", "mount it read-write"
+        )
+    if not os.access(event_control, os.W_OK):
+        return Finding(
+            name,
+            f"no write permission on {event_control}",
+            "only cgroups whose cgroup.event_control is writable can be watched",
+            "run as root",
+        )
+    return Finding(name, "permitted")
+
+
+def _identity(mount: Mount) -> Finding:
+    hierarchy = Hierarchy(mount.point)
+    try:
+        by_id = hierarchy.by_id
+    finally:
+        hierarchy.close()
+    if by_id:
+        return Finding("control files", "opened by id")
+    return Finding(
+        "control files",
+        "opened by path, and compared by inode",
+        "looks take half as long again, and a renamed cgroup is searched for",
+        "grant CAP_DAC_READ_SEARCH",
+    )
+
+
+def _counter(mount: Mount) -> Finding:
+    try:
+        Cgroup(mount.point).oom_control()
+    except KeyError:
+        return Finding("kill counter", "none", "nothing can be watched", "run a kernel of 4.13 or later")
+    return Finding("kill counter", "oom_kill in memory.oom_control")
+
+
+def _scratch(mount: Mount) -> Finding:
+    if os.access(mount.point, os.W_OK):
+        return Finding("new cgroups", "permitted")
+    return Finding("new cgroups", f"no write permission on {mount.point}", "run and demo need --parent", "run as root")
+
+
+def _descriptors(mount: Mount) -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cgroups = sum(1 for _ in os.walk(mount.point)) - 1
+    value = f"{soft} (up to {hard}), for {cgroups} cgroups now, one each"
+    if hard - _OTHER_FDS >= cgroups:
+        return Finding("descriptors", value)
+    return Finding(
+        "descriptors",
+        value,
+        "not all cgroups can be watched at once",
+        f"raise the hard limit to {cgroups + _OTHER_FDS} or more (LimitNOFILE= in a systemd unit)",
+    )
+
+
+def _swap(mount: Mount | None) -> Finding:
+    swaps = (_read("/proc/swaps") or "").splitlines()[1:]
+    value = f"{len(swaps)} device{'' if len(swaps) == 1 else 's'}" if swaps else "none"
+    accounted = mount is not None and os.path.exists(os.path.join(mount.point, "memory.memsw.limit_in_bytes"))
+    return Finding("swap", value + (", counted for each cgroup" if accounted else ", not counted for each cgroup"))
+
+
+def _panic() -> Finding:
+    value = _read("/proc/sys/vm/panic_on_oom") or "unknown"
+    if value != "2":
+        return Finding("vm.panic_on_oom", value)
+    return Finding(
+        "vm.panic_on_oom", value, "an OOM in a cgroup panics the host before it can be told", "sysctl vm.panic_on_oom=0"
+    )
+
+
+def _kernel_log() -> Finding:
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return Finding("kernel log", f"/dev/kmsg is not readable: {error.strerror}")
+    return Finding("kernel log", "/dev/kmsg is readable")
+
+
+def _inotify() -> Finding:
+    limits = [_read(f"/proc/sys/fs/inotify/max_user_{name}") or "?" for name in ("instances", "watches")]
+    return Finding("inotify", f"{limits[0]} instances and {limits[1]} watches a user")
+
+
+def _read(path: str) -> str | None:
+    """A file of one value, or None where this kernel has it not."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
