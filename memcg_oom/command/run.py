@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from memcg_oom.command.errors import Unavailable, words
 from memcg_oom.command.scratch import scratch
@@ -94,10 +95,8 @@ class Child:
             if self._over:
                 return
             if info.si_code != _SI_KERNEL:
-                try:
+                with suppress(ProcessLookupError):  # it has exited; so does this, soon
                     signal.pidfd_send_signal(self.pidfd, info.si_signo)
-                except ProcessLookupError:
-                    pass  # it has exited; so does this, soon
 
     def reap(self) -> int:
         """Waits for it to exit and returns its wait status."""

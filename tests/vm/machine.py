@@ -1,0 +1,153 @@
+"""A virtual machine with a kernel of Debian's, for as long as one command takes.
+
+The kernel boots with an initramfs of busybox, this very Python, pytest, the package as built here, and its tests. No
+disk, no network; always QEMU's own emulation, because a /dev/kvm may exist and hang.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache"
+
+# Pure Python but for cffi's backend, which is all that an API-mode module needs of cffi.
+SITE_PACKAGES = ("memcg_oom", "pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "_cffi_backend")
+UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages")
+
+INIT = """\
+#!/bin/sh
+export PATH=/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONHOME={prefix} MEMCG_OOM_HOG=/hog
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm
+case " $(cat /proc/cmdline) " in
+*" cg=v1 "*)
+  mount -t tmpfs cg /sys/fs/cgroup
+  for c in memory pids; do mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done
+  mkdir /sys/fs/cgroup/unified; mount -t cgroup2 none /sys/fs/cgroup/unified;;
+*) mount -t cgroup2 none /sys/fs/cgroup;;
+esac
+cd /work && sh /command; echo "EXIT-CODE=$?"
+poweroff -f
+"""
+
+
+def missing() -> str:
+    """Why no machine can be started here; empty where one can."""
+    programs = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
+    packages = [package for program, package in programs.items() if shutil.which(program) is None]
+    if os.uname().machine != "x86_64":
+        return f"the kernels are for x86_64, not {os.uname().machine}"
+    if shutil.which("apt-get") is None:
+        return "the kernels come from Debian, through apt-get"
+    return f"missing: apt-get install --no-install-recommends {' '.join(packages)}" if packages else ""
+
+
+def kernel(suite: str) -> Path:
+    """The newest cloud kernel of a Debian suite, from the cache or Debian's mirror."""
+    directory = CACHE / "kernels" / suite
+    subprocess.run([ROOT / "tools" / "kernel.sh", suite, directory], check=True)
+    return directory / "vmlinuz"
+
+
+def initramfs(target: Path, hog: str) -> Path:
+    """Packs the file system that every machine starts with."""
+    root = target / "root"
+    for directory in ("bin", "proc", "sys", "dev", "tmp", "root", "etc", "work"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", root / "bin")
+    for name in subprocess.run(["busybox", "--list"], check=True, capture_output=True, text=True).stdout.split():
+        if name != "busybox":
+            (root / "bin" / name).symlink_to("busybox")
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
+    shutil.copy(hog, root / "hog")
+    for name in ("tests", "docs", "pyproject.toml"):
+        copy(ROOT / name, root / "work" / name)
+    _python(root)
+    init = root / "init"
+    init.write_text(INIT.format(prefix=sys.base_prefix))
+    init.chmod(0o755)
+    return _pack(root, target / "base.cpio.gz")
+
+
+def _python(root: Path) -> None:
+    executable = Path(sys.executable).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    copy(library, root / library.relative_to("/"), ignore=UNUSED)
+    inside = root / library.relative_to("/") / "site-packages"
+    for name in SITE_PACKAGES:
+        spec = find_spec(name)
+        assert spec is not None, f"{name} is not installed"
+        assert spec.origin is not None, f"{name} is no file"
+        origin = Path(spec.origin)
+        source = origin.parent if origin.name == "__init__.py" else origin
+        copy(source, inside / source.name)
+    shutil.copy(executable, root / "bin" / "python3")
+    # The version of Python's shared library is in the interpreter's own list.
+    objects = [executable, *(root / library.relative_to("/")).rglob("*.so")]
+    listed = subprocess.run(["ldd", *objects], check=False, capture_output=True, text=True).stdout
+    for path in sorted(set(re.findall(r"(/\S+\.so[.\d]*) \(", listed))):
+        if not path.startswith(str(root)):
+            copy(Path(path), root / path.lstrip("/"))
+
+
+def copy(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
+    """Copies a file or a folder, links as what they point to."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignore, "__pycache__", "*.a"))
+    else:
+        shutil.copy(source, target)
+
+
+def _pack(root: Path, archive: Path) -> Path:
+    with archive.open("wb") as file:
+        find = subprocess.Popen(["find", "."], cwd=root, stdout=subprocess.PIPE)
+        cpio = subprocess.Popen(
+            ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, stdin=find.stdout, stdout=subprocess.PIPE
+        )
+        subprocess.run(["gzip", "-1"], stdin=cpio.stdout, stdout=file, check=True)
+        assert find.wait() == 0
+        assert cpio.wait() == 0
+    return archive
+
+
+def run(vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float = 600) -> tuple[int, str]:
+    """Boots, runs a shell command in the folder with the tests, and returns its exit code and all that was printed.
+
+    Args:
+        vmlinuz: the kernel.
+        cgroups: "v1" or "v2": which version has the memory controller.
+        base: made by initramfs().
+        command: for the shell.
+        timeout: seconds after which the machine counts as hung.
+    """
+    root = base.parent / f"command-{cgroups}-{abs(hash(command))}"
+    root.mkdir()
+    (root / "command").write_text(command + "\n")
+    extra = _pack(root, base.parent / f"{root.name}.cpio.gz")
+    initrd = base.parent / f"{root.name}.initrd"
+    initrd.write_bytes(base.read_bytes() + extra.read_bytes())
+    done = subprocess.run(
+        [
+            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024"),
+            *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
+            *("-kernel", vmlinuz, "-initrd", initrd, "-append", f"console=ttyS0 quiet panic=-1 cg={cgroups} "),
+        ],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=timeout,
+    )
+    initrd.unlink()
+    output = done.stdout.decode(errors="replace").replace("\r", "")
+    code = re.search(r"^EXIT-CODE=(\d+)$", output, re.MULTILINE)
+    assert code is not None, f"the machine died before it reported:\n{output}\n{done.stderr.decode(errors='replace')}"
+    return int(code[1]), output
