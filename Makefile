@@ -37,6 +37,9 @@ lint: $(VENV)/ready
 	for file in csrc/*.c tests/*.c benchmarks/limits/*.c; do \
 		gcc $(WARNINGS) -fanalyzer -Icsrc -D_GNU_SOURCE -O2 -c -o /dev/null $$file || exit 1; done
 
+sanitize: $(VENV)/ready
+	tools/sanitize.sh $(VENV)
+
 wheel: $(VENV)/ready
 	rm -rf dist
 	$(BIN)/python -m build

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
@@ -169,6 +168,8 @@ class Cgroup:
         Returns:
             How many were signalled.
         """
+        import signal  # noqa: PLC0415 - brings enum along, which is a third of what this package costs to import
+
         signalled: set[int] = set()
         while fresh := [pid for pid in self.pids() if pid not in signalled]:
             for pid in fresh:

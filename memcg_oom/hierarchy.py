@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from memcg_oom.mounts import Mount
+    from memcg_oom.registration import Registration
 
 # What a look at a control file fails with when its cgroup was removed, and with nothing else.
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
@@ -96,19 +97,37 @@ class Hierarchy:
         finally:
             os.close(fd)
 
-    def place(self, path: str, directory_id: int, control_id: int) -> Place:
-        """The Place of a cgroup that was just found at `path`.
+    def places(self, registrations: list[Registration], skip_gone: bool) -> list[Place]:
+        """Where the cgroups are that were just registered.
+
+        Args:
+            registrations: with skip_gone, those that were removed meanwhile are taken off this list and closed.
+            skip_gone: else that is an error.
 
         Raises:
-            OSError: it was removed meanwhile.
+            FileNotFoundError: one was removed meanwhile.
         """
         if self.by_id:
-            return Place(path, directory_id, control_id, ())
-        path = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
-        return Place(path, directory_id, control_id, self._lineage(path, directory_id))
+            return [Place(one.path, one.directory_id, one.control_id, ()) for one in registrations]
+        places = []
+        for one in list(registrations):
+            path = os.path.realpath(one.path)  # a symbolic link is in no listing of a cgroup
+            try:
+                lineage = self._lineage(path, one.directory_id)
+            except FileNotFoundError:
+                if not skip_gone:
+                    raise
+                registrations.remove(one)
+                os.close(one.eventfd)
+                continue
+            places.append(Place(path, one.directory_id, one.control_id, lineage))
+        return places
 
     def look(self, places: Sequence[Place]) -> list[int]:
-        """Reads the oom_kill counter of each cgroup: a count, or -errno; an errno of GONE proves that it is gone."""
+        """Reads the oom_kill counter of each cgroup: a count, or -errno.
+
+        An errno of GONE proves that the cgroup is gone; EAGAIN that nobody could tell just now.
+        """
         kills = self._look(places, range(len(places)))
         short = [i for i, result in enumerate(kills) if -result in NO_FDS]
         if short:
@@ -117,10 +136,15 @@ class Hierarchy:
                 kills[i] = result
         if self._spare < 0:
             self._take_spare()
-        if self.by_id:
-            return kills
-        for i, result in enumerate(kills):
-            if -result in GONE:
+        gone = [i for i, result in enumerate(kills) if -result in GONE]
+        if gone and self.by_id:
+            # The kernel says ESTALE as well when it has no memory for the inode. What is still at its path is not
+            # gone, or is just going: look again.
+            for i, moved in zip(gone, self._moved([places[i] for i in gone]), strict=True):
+                if not moved:
+                    kills[i] = -errno.EAGAIN
+        elif gone:
+            for i in gone:
                 kills[i] = self._look_elsewhere(places[i])
         return kills
 
@@ -153,6 +177,12 @@ class Hierarchy:
 
     def follow(self, places: Sequence[Place]) -> None:
         """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
+        for place, moved in zip(places, self._moved(places), strict=True):
+            if moved:
+                found = self._path_by_id(place) if self.by_id else self._path_by_lineage(place)
+                place.path = found or place.path  # gone: the last path that it had stays its name
+
+    def _moved(self, places: Sequence[Place]) -> array[int]:
         moved = array("B", bytes(len(places)))
         lib.memcg_moved_many(
             self.device,
@@ -161,10 +191,7 @@ class Hierarchy:
             len(places),
             ffi.from_buffer("uint8_t[]", moved),
         )
-        for place, has_moved in zip(places, moved, strict=True):
-            if has_moved:
-                found = self._path_by_id(place) if self.by_id else self._path_by_lineage(place)
-                place.path = found or place.path  # gone: the last path that it had stays its name
+        return moved
 
     def _path_by_id(self, place: Place) -> str | None:
         fd = lib.memcg_open_by_id(self._fd, place.directory_id)
@@ -180,10 +207,7 @@ class Hierarchy:
     def _look_elsewhere(self, place: Place) -> int:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
         for _ in range(8):  # a rename may overtake the search; eight in a row are nobody's habit
-            try:
-                path = self._path_by_lineage(place)
-            except OSError as error:
-                return -(error.errno or errno.EIO)
+            path = self._path_by_lineage(place)
             if path is None:
                 return -errno.ESTALE
             place.path = path
@@ -199,7 +223,7 @@ class Hierarchy:
             ids.insert(0, status.st_ino)
             path = os.path.dirname(path)
         if ids[-1] != directory_id:
-            raise OSError(errno.ESTALE, "the cgroup was replaced by another while it was being registered", path)
+            raise FileNotFoundError(errno.ENOENT, "the cgroup was replaced by another while it was registered", path)
         return tuple(ids[1:])
 
     def _path_by_lineage(self, place: Place) -> str | None:

@@ -135,7 +135,7 @@ class Monitor:
         watches: list[Watch] = []
         try:
             registrations = register_many(hierarchy.device, paths, skip_gone)
-            places = [hierarchy.place(one.path, one.directory_id, one.control_id) for one in registrations]
+            places = hierarchy.places(registrations, skip_gone)
             with self._lock:
                 self._check_open()
                 watches = [
@@ -210,10 +210,14 @@ class Monitor:
             with self._lock:
                 self._check_waitable()
                 self._waiting = entered = True
+                self._arm()
             self._pass_until(deadline)
         except BaseException:
-            if self._outbox and not self._closing:
-                self._ring()  # whoever polls the descriptor comes and takes what was made before the exception
+            if entered and not self._closing:
+                # What was read is still here. Whoever polls the descriptor is to come again, and the timer may have
+                # been read without what it was for being done.
+                self._armed = -1
+                self._ring()
             raise
         finally:
             if entered:

@@ -122,7 +122,7 @@ def memory_cgroup_of(pid: int | None = None) -> str:
     mount = memory_mount()
     if mount is None:
         raise UnsupportedError(errno.EOPNOTSUPP, "no cgroup v1 memory hierarchy is mounted", file_path)
-    name = parse_memory_cgroup(text)
+    name = parse_proc_cgroup(text, b"memory")
     if name is None:
         raise UnsupportedError(errno.EOPNOTSUPP, "the process is in no cgroup v1 memory hierarchy", file_path)
     if not is_below(name, mount.root):
@@ -130,11 +130,22 @@ def memory_cgroup_of(pid: int | None = None) -> str:
     return os.path.normpath(f"{mount.point}/{name[len(mount.root.rstrip('/')) :]}")
 
 
-def parse_memory_cgroup(text: bytes) -> str | None:
-    """The path of the v1 memory cgroup in a /proc/PID/cgroup, from the hierarchy's (or namespace's) root."""
+def own_systemd_cgroup() -> str | None:
+    """The path of the calling process's cgroup in systemd's own hierarchy, or None where it has none."""
+    with open("/proc/self/cgroup", "rb") as file:
+        return parse_proc_cgroup(file.read(), b"name=systemd")
+
+
+def parse_proc_cgroup(text: bytes, controller: bytes) -> str | None:
+    """The cgroup of a v1 hierarchy in a /proc/PID/cgroup, as a path from the hierarchy's (or namespace's) root.
+
+    Args:
+        text: what the file holds, see proc_pid_cgroup(5).
+        controller: one that the hierarchy has, or "name=" and the name of one without any.
+    """
     for line in text.splitlines():
         _, _, rest = line.partition(b":")
         controllers, separator, name = rest.partition(b":")
-        if separator and b"memory" in controllers.split(b","):
+        if separator and controller in controllers.split(b","):
             return os.fsdecode(name)
     return None

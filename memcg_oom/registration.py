@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 import threading
@@ -44,6 +45,8 @@ def register_many(device: int, paths: Sequence[str], skip_gone: bool) -> list[Re
     Raises:
         OSError: one could not be registered; then none is, and no descriptor is left open.
     """
+    if len(paths) >= SLICE:
+        _grow_descriptor_table(len(paths))
     threads = max(1, min(len(os.sched_getaffinity(0)), len(paths) // SLICE))
     size = -(-len(paths) // threads)
     slices = [_Slice(device, paths[start : start + size], skip_gone) for start in range(0, len(paths), size)]
@@ -66,6 +69,23 @@ def register_many(device: int, paths: Sequence[str], skip_gone: bool) -> list[Re
             one.undo()
         raise
     return [registration for one in slices for registration in one.registrations]
+
+
+def _grow_descriptor_table(count: int) -> None:
+    """Makes room for so many more descriptors at once.
+
+    The kernel doubles the table when it is full, and where threads share it waits for an RCU grace period each time
+    (expand_fdtable()): a third of the time of a first registration of 10,000.
+    """
+    lowest_free = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.close(fcntl.fcntl(lowest_free, fcntl.F_DUPFD_CLOEXEC, lowest_free + count))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EMFILE):
+            raise
+        # Beyond the limit: the registration that finds no descriptor says so, with its path.
+    finally:
+        os.close(lowest_free)
 
 
 class _Slice:

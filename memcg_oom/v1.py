@@ -13,6 +13,7 @@ What the kernel does (mm/memcontrol-v1.c), and so what the order of things must 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -241,7 +242,7 @@ class V1Watches:
 
     def _failed(self, error: int, events: list[Event]) -> list[Change]:
         """A look that failed for a reason that is not the cgroup's: it is repeated; said once for each errno."""
-        if error in self._failures:
+        if error == errno.EAGAIN or error in self._failures:
             return []
         if any(isinstance(event, Degraded) for event in events):
             return []  # the next look says it, should it go on

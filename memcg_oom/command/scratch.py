@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from memcg_oom.cgroup import Cgroup
 from memcg_oom.command.errors import Unavailable
-from memcg_oom.mounts import memory_cgroup_of, memory_mount
+from memcg_oom.mounts import memory_cgroup_of, memory_mount, own_systemd_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,16 +71,11 @@ def _place() -> str:
 
 def _delegated() -> bool:
     """Whether the unit that we run in was started with Delegate=: systemd notes that on its own hierarchy."""
-    with open("/proc/self/cgroup", "rb") as file:
-        for line in file.read().splitlines():
-            _, _, rest = line.partition(b":")
-            if rest.startswith(b"name=systemd:"):
-                path = SYSTEMD_HIERARCHY + os.fsdecode(rest[len(b"name=systemd:") :])
-                break
-        else:
-            return False
-    # systemd writes the first as root, the second from 251 on for everybody to read.
-    return any(_attribute(path, name) == b"1" for name in ("trusted.delegate", "user.delegate"))
+    own = own_systemd_cgroup()
+    # The first is written for root, the second, from systemd 251 on, for everybody to read.
+    return own is not None and any(
+        _attribute(SYSTEMD_HIERARCHY + own, name) == b"1" for name in ("trusted.delegate", "user.delegate")
+    )
 
 
 def _attribute(path: str, name: str) -> bytes:

@@ -108,14 +108,8 @@ def copy(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
 
 
 def _pack(root: Path, archive: Path) -> Path:
-    with archive.open("wb") as file:
-        find = subprocess.Popen(["find", "."], cwd=root, stdout=subprocess.PIPE)
-        cpio = subprocess.Popen(
-            ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, stdin=find.stdout, stdout=subprocess.PIPE
-        )
-        subprocess.run(["gzip", "-1"], stdin=cpio.stdout, stdout=file, check=True)
-        assert find.wait() == 0
-        assert cpio.wait() == 0
+    pack = 'cd "$1" && find . | cpio -o -H newc --quiet | gzip -1 > "$2"'
+    subprocess.run(["sh", "-c", pack, "sh", root, archive], check=True)
     return archive
 
 

@@ -1,0 +1,73 @@
+"""Other kernels than the host's, each in a virtual machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.vm import machine
+
+# The suites whose kernel still has a v1 memory hierarchy.
+V1_SUITES = ("bookworm",)
+
+
+@pytest.mark.parametrize("suite", V1_SUITES)
+def test_the_real_ring_passes_on_v1(base: Path, suite: str, figure: dict[str, object]) -> None:
+    code, output = machine.run(
+        machine.kernel(suite),
+        "v1",
+        base,
+        # Emulated, so a tenth of the rounds.
+        "MEMCG_OOM_ROUNDS=100 python3 -m pytest -q -p no:cacheprovider tests/real",
+        timeout=900,
+    )
+    summary = re.search(r"^(\d+) passed.*$", output, re.MULTILINE)
+    assert code == 0, output
+    assert summary is not None, output
+    assert int(summary[1]) > 50, output
+    figure[suite] = summary[0]
+
+
+def test_watch_without_arguments_watches_the_whole_hierarchy(base: Path) -> None:
+    code, output = machine.run(
+        machine.kernel("bookworm"),
+        "v1",
+        base,
+        """
+M=/sys/fs/cgroup/memory
+mkdir -p $M/a/b $M/c
+echo 1M > $M/a/b/memory.limit_in_bytes
+python3 -m memcg_oom watch --count 2 > /tmp/out 2> /tmp/err &
+until grep watching /tmp/err; do sleep 0.1; done
+/hog $M/a/b 8000000
+wait $!
+code=$?
+cat /tmp/out
+exit $code
+""",
+    )
+    assert code == 0, output
+    assert "watching 3 cgroups" in output
+    assert re.search(r"oom +1  /sys/fs/cgroup/memory/a/b$", output, re.MULTILINE), output
+    assert re.search(r"oom_kill +1  /sys/fs/cgroup/memory/a/b$", output, re.MULTILINE), output
+
+
+def test_where_there_is_only_v2_everything_says_so(base: Path) -> None:
+    code, output = machine.run(
+        machine.kernel("bookworm"),
+        "v2",
+        base,
+        """
+mkdir /sys/fs/cgroup/a
+for what in watch "run true" demo; do python3 -m memcg_oom $what; echo "$what: $?"; done
+python3 -m memcg_oom watch /sys/fs/cgroup/a; echo "watch a v2 path: $?"
+python3 -m memcg_oom check > /dev/null; echo "check: $?"
+""",
+    )
+    assert code == 0, output
+    for what, expected in (("watch", 69), ("run true", 69), ("demo", 69), ("watch a v2 path", 1), ("check", 1)):
+        assert f"\n{what}: {expected}\n" in output, output
+    assert output.count("no cgroup v1 memory hierarchy is mounted here") == 3
+    assert "a cgroup of version 2" in output

@@ -1,0 +1,47 @@
+#!/bin/sh
+# sanitize.sh VENV: the tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C core alone under these with
+# LeakSanitizer and under valgrind.
+set -eu
+venv=$(realpath "$1")
+work=$(mktemp -d)
+real=
+trap 'rm -rf "$work"; [ -z "$real" ] || rmdir "$real"' EXIT
+command -v valgrind >/dev/null || { echo "missing: apt-get install valgrind" >&2; exit 1; }
+
+flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+core="csrc/event_control.c csrc/wait_loop.c csrc/control_file.c tests/driver.c"
+
+mkdir "$work/plain"
+printf 'oom_kill_disable 0\nunder_oom 0\noom_kill 7\n' >"$work/plain/memory.oom_control"
+: >"$work/plain/cgroup.event_control"
+cgroups=$work/plain
+if [ -w /sys/fs/cgroup/memory/cgroup.event_control ]; then
+	real=/sys/fs/cgroup/memory/memcg_oom_driver_$$
+	mkdir "$real"
+	cgroups="$cgroups $real"
+fi
+
+echo "-- the C core under ASan, UBSan, LSan"
+gcc -std=c11 -Icsrc $flags -o "$work/driver-sanitized" $core
+for cgroup in $cgroups; do "$work/driver-sanitized" "$cgroup"; done
+
+echo "-- the C core under valgrind"
+gcc -std=c11 -Icsrc -g -O1 -o "$work/driver" $core
+for cgroup in $cgroups; do
+	valgrind --quiet --error-exitcode=9 --leak-check=full --track-fds=yes "$work/driver" "$cgroup" 2>"$work/log" || {
+		cat "$work/log"
+		exit 1
+	}
+	# What valgrind lists beyond the inherited ones was left open.
+	if grep -A3 'Open file descriptor' "$work/log" | grep -q ' at 0x'; then
+		cat "$work/log"
+		exit 1
+	fi
+done
+
+echo "-- the tests under ASan and UBSan"
+# Leaks are not looked for here: the interpreter keeps much until its end.
+CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" .
+PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 MEMCG_OOM_ROUNDS="${MEMCG_OOM_ROUNDS:-100}" \
+	"$venv/bin/pytest" -q -p no:cacheprovider tests/fake tests/real --deselect tests/fake/test_package.py
