@@ -97,6 +97,17 @@ class Hierarchy:
         finally:
             os.close(fd)
 
+    def place(self, path: str, directory_id: int, control_id: int) -> Place:
+        """Where the cgroup is that was just found at `path`.
+
+        Raises:
+            FileNotFoundError: it was removed meanwhile.
+        """
+        if self.by_id:
+            return Place(path, directory_id, control_id, ())
+        path = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
+        return Place(path, directory_id, control_id, self._lineage(path, directory_id))
+
     def places(self, registrations: list[Registration], skip_gone: bool) -> list[Place]:
         """Where the cgroups are that were just registered.
 
@@ -107,20 +118,15 @@ class Hierarchy:
         Raises:
             FileNotFoundError: one was removed meanwhile.
         """
-        if self.by_id:
-            return [Place(one.path, one.directory_id, one.control_id, ()) for one in registrations]
         places = []
         for one in list(registrations):
-            path = os.path.realpath(one.path)  # a symbolic link is in no listing of a cgroup
             try:
-                lineage = self._lineage(path, one.directory_id)
+                places.append(self.place(one.path, one.directory_id, one.control_id))
             except FileNotFoundError:
                 if not skip_gone:
                     raise
                 registrations.remove(one)
                 os.close(one.eventfd)
-                continue
-            places.append(Place(path, one.directory_id, one.control_id, lineage))
         return places
 
     def look(self, places: Sequence[Place]) -> list[int]:
