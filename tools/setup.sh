@@ -28,4 +28,5 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # Dependency groups came with pip 25.1.
 "$venv/bin/pip" install --quiet --upgrade 'pip>=25.1'
-"$venv/bin/pip" install --quiet --group test --group lint --editable .
+# Quiet about what setuptools tells everybody who installs from a folder.
+PYTHONWARNINGS=ignore "$venv/bin/pip" install --quiet --group test --group lint --editable .
