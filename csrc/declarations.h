@@ -34,13 +34,22 @@ struct memcg_registration {
 int memcg_register(const char *cgroup, const char *control_file, const char *argument,
                    struct memcg_registration *registration);
 
+/* Registrations, and so descriptors, that belong to this buffer as long as `count` counts them. */
+struct memcg_registrations {
+    int64_t count;
+    struct memcg_registration rows[];
+};
+
 /*
  * Registers `count` cgroups for OOM notifications, with identities and counters, and stops at the first that fails.
- * Returns how many stand; registrations[returned] says why the next one does not. A cgroup that is on another file
- * system than `device` (st_dev) fails with EXDEV, before anything was written.
+ * Returns how many stand, which is in registrations->count too; rows[returned] says why the next one does not. A cgroup
+ * that is on another file system than `device` (st_dev) fails with EXDEV, before anything was written.
  */
 int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
-                            struct memcg_registration *registrations);
+                            struct memcg_registrations *registrations);
+
+/* Closes the eventfds that the buffer counts: what nobody took over ends with it. */
+void memcg_unregister_many(struct memcg_registrations *registrations);
 
 /* A ready descriptor of the set and what it held. */
 struct memcg_signal {

@@ -119,12 +119,26 @@ out:
 }
 
 int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
-                            struct memcg_registration *registrations)
+                            struct memcg_registrations *registrations)
 {
+    registrations->count = 0;
     for (size_t i = 0; i < count; i++, paths += strlen(paths) + 1) {
-        registrations[i].eventfd = register_oom(device, paths, &registrations[i]);
-        if (registrations[i].eventfd < 0)
-            return (int64_t)i;
+        struct memcg_registration *row = &registrations->rows[i];
+
+        row->eventfd = register_oom(device, paths, row);
+        if (row->eventfd < 0)
+            break;
+        registrations->count++;
     }
-    return (int64_t)count;
+    return registrations->count;
+}
+
+void memcg_unregister_many(struct memcg_registrations *registrations)
+{
+    while (registrations->count > 0) {
+        int fd = registrations->rows[--registrations->count].eventfd;
+
+        if (fd >= 0) /* -1 where it was given up before */
+            close(fd);
+    }
 }

@@ -46,14 +46,14 @@ class Outbox:
         return [(self, "events", self.events[self.next :] + events), (self, "next", 0)] if events else []
 
     def take(self) -> Event | None:
-        """Hands out the first, or None."""
+        """Hands out the first, or None. Counting it as handed out is the last step: no call comes after it."""
         while self.next < len(self.events):
             event = self.events[self.next]
+            is_wanted = wanted(event)
             self.next += 1
-            if self.next == len(self.events):
-                commit([(self, "events", []), (self, "next", 0)])
-            if wanted(event):
+            if is_wanted:
                 return event
+        commit([(self, "events", []), (self, "next", 0)])
         return None
 
     def take_all(self) -> list[Event]:

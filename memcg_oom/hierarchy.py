@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from memcg_oom.mounts import Mount
-    from memcg_oom.registration import Registration
 
 # What a look at a control file fails with when its cgroup was removed, and with nothing else.
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
@@ -107,27 +106,6 @@ class Hierarchy:
             return Place(path, directory_id, control_id, ())
         path = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
         return Place(path, directory_id, control_id, self._lineage(path, directory_id))
-
-    def places(self, registrations: list[Registration], skip_gone: bool) -> list[Place]:
-        """Where the cgroups are that were just registered.
-
-        Args:
-            registrations: with skip_gone, those that were removed meanwhile are taken off this list and closed.
-            skip_gone: else that is an error.
-
-        Raises:
-            FileNotFoundError: one was removed meanwhile.
-        """
-        places = []
-        for one in list(registrations):
-            try:
-                places.append(self.place(one.path, one.directory_id, one.control_id))
-            except FileNotFoundError:
-                if not skip_gone:
-                    raise
-                registrations.remove(one)
-                os.close(one.eventfd)
-        return places
 
     def look(self, places: Sequence[Place]) -> list[int]:
         """Reads the oom_kill counter of each cgroup: a count, or -errno.

@@ -13,11 +13,11 @@ import warnings
 import weakref
 
 from memcg_oom._native import ffi, lib
-from memcg_oom.commit import Outbox
+from memcg_oom.commit import Outbox, commit
 from memcg_oom.errors import check, os_error
 from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.paths import absolute
-from memcg_oom.registration import register_many
+from memcg_oom.registration import Registrations
 from memcg_oom.v1 import V1Watches
 from memcg_oom.watch import Watch
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from memcg_oom.events import Event
     from memcg_oom.paths import StrPath
-    from memcg_oom.registration import Registration
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
 _LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
@@ -63,7 +62,10 @@ class Monitor:
     def __init__(self, *, settle: float = 0.5, linger: float = 0.25) -> None:
         periods = [_nanoseconds("settle", settle), _nanoseconds("linger", linger)]
         self._closing = True  # until there is something to close
-        self._lock = _Lock(self)
+        # Taken with `with` alone: a lock written in C is entered and left in one step, which no signal handler can come
+        # into. Whoever leaves it last after close() frees the descriptors: hence `with self._leaving, self._lock`.
+        self._lock = threading.Lock()
+        self._leaving = _Leaving(self)
         self._waiting = False
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
@@ -123,7 +125,7 @@ class Monitor:
             OSError, ValueError: as watch(); then none of them is watched and no descriptor is left behind.
         """
         paths = [absolute(cgroup) for cgroup in cgroups]
-        with self._lock:
+        with self._leaving, self._lock:
             self._check_open()
             hierarchy = self._v1.hierarchy
         opened = None
@@ -131,27 +133,23 @@ class Monitor:
             hierarchy = opened = _open_hierarchy(paths, skip_gone)
             if hierarchy is None:
                 return []  # nothing given, or all of them gone
-        registrations: list[Registration] = []
         watches: list[Watch] = []
         try:
-            registrations = register_many(hierarchy.device, paths, skip_gone)
-            places = hierarchy.places(registrations, skip_gone)
-            with self._lock:
+            registrations = Registrations(hierarchy, paths, skip_gone)
+            with self._leaving, self._lock:
                 self._check_open()
                 watches = [
-                    Watch(self, place, self._key(one.eventfd), one.kills_before)
-                    for one, place in zip(registrations, places, strict=True)
+                    Watch(self, one.place, self._key(one.eventfd), one.kills_before) for one in registrations.all
                 ]
                 self._add_to_loop([watch._key for watch in watches])
                 if self._v1.hierarchy is None:
                     self._v1.hierarchy, opened = opened, None
-                self._v1.add(watches, [one.kills_after for one in registrations])
+                self._v1.add(watches, registrations)
                 self._arm()
         except BaseException:
             for watch in watches:
-                self._v1.by_key.pop(watch._key, None)
-            for one in registrations:
-                os.close(one.eventfd)
+                if watch.closed:
+                    self._v1.by_key.pop(watch._key, None)
             raise
         finally:
             if opened is not None:
@@ -161,12 +159,14 @@ class Monitor:
     @property
     def watches(self) -> tuple[Watch, ...]:
         """All watches that are neither closed nor of removed cgroups."""
-        with self._lock:
+        with self._leaving, self._lock:
             self._check_open()
             return tuple(watch for watch in self._v1.by_key.values() if not watch.removed)
 
     def _unwatch(self, watch: Watch) -> None:
-        with self._lock:
+        if self._closing:
+            return
+        with self._leaving, self._lock:
             if not watch.closed:
                 watch.closed = True
                 watch._round = None
@@ -201,13 +201,18 @@ class Monitor:
         """
         deadline = _deadline(timeout)
         self._wait(deadline)
-        return [] if self._closing else self._outbox.take_all()
+        try:
+            with self._lock:
+                return [] if self._closing else self._outbox.take_all()
+        finally:
+            if self._closing:  # asked here, not in a call: what is on its way out should meet as few of them as can be
+                self._free_if_closed()
 
     def _wait(self, deadline: float | None) -> None:
         """Waits until the outbox holds something, or the deadline is over, or somebody wakes it or closes."""
         entered = False
         try:
-            with self._lock:
+            with self._leaving, self._lock:
                 self._check_waitable()
                 self._waiting = entered = True
                 self._arm()
@@ -221,7 +226,8 @@ class Monitor:
             raise
         finally:
             if entered:
-                self._leave()
+                self._waiting = False  # first, and here: a call might be interrupted before it does anything
+                self._come_out()
 
     def _pass_until(self, deadline: float | None) -> None:
         while True:
@@ -243,7 +249,7 @@ class Monitor:
                     return  # the handler has run, or runs now; the caller looks at the clock
                 raise os_error(-drained, "epoll")
             self._rung = False  # whatever rang was read
-        with self._lock:
+        with self._leaving, self._lock:
             if self._closing:
                 return
             batch = self._batch
@@ -256,9 +262,8 @@ class Monitor:
             self._arm()
             self._bury(waiting=False)
 
-    def _leave(self) -> None:
-        self._waiting = False
-        with self._lock:
+    def _come_out(self) -> None:
+        with self._leaving, self._lock:
             self._bury()
 
     def wake(self) -> None:
@@ -300,11 +305,15 @@ class Monitor:
         raise StopIteration
 
     def _take(self) -> Event | None:
-        event = self._outbox.take()
-        if self._outbox and not self._rung:
+        if len(self._outbox) > 1 and not self._rung:
             self._rung = True
             self._ring()  # what is left keeps the descriptor readable
-        return event
+        try:
+            with self._lock:
+                return self._outbox.take()
+        finally:
+            if self._closing:
+                self._free_if_closed()
 
     def __aiter__(self) -> Self:
         """The same under asyncio: the loop watches the descriptor, the task that iterates reads.
@@ -329,7 +338,7 @@ class Monitor:
     async def _readable(self) -> None:
         import asyncio  # noqa: PLC0415 - takes longer than all of this package; who comes here has it already
 
-        with self._lock:
+        with self._leaving, self._lock:
             self._check_waitable()
             self._waiting = True
         try:
@@ -342,7 +351,8 @@ class Monitor:
             finally:
                 loop.remove_reader(fd)
         finally:
-            self._leave()
+            self._waiting = False
+            self._come_out()
 
     # -- closing
 
@@ -360,7 +370,7 @@ class Monitor:
         if not self._closing:
             self._closing = True
             self._ring()
-            self._lock.try_release()
+            self._free_if_closed()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -388,6 +398,19 @@ class Monitor:
         if self._waiting:
             raise RuntimeError("another wait() of this monitor is under way; a monitor has one waiter")
 
+    def _free_if_closed(self) -> None:
+        """Closes the descriptors if close() was called and nobody is inside.
+
+        close() may run in a signal handler, over the very thread that holds the lock, so nobody waits for it here. Who
+        holds it comes by when letting go, and finds `_closing` set, which it was before this try.
+        """
+        if self._closing and self._lock.acquire(blocking=False):
+            try:
+                if not self._waiting:
+                    self._release()
+            finally:
+                self._lock.release()
+
     def _release(self) -> None:
         """Closes every descriptor; nobody else is inside, or this is a forked child's copy.
 
@@ -395,20 +418,19 @@ class Monitor:
         these are too.
         """
         self._closing = True
+        fds = [self._timer] if self._timer >= 0 else []
+        self._timer = -1
         v1 = getattr(self, "_v1", None)
         if v1 is not None:
-            for watch in v1.by_key.values():
-                os.close(watch._eventfd)
-                watch.closed = True
+            open_watches = [watch for watch in v1.by_key.values() if not watch.closed]
+            fds += [watch._eventfd for watch in open_watches] + self._unread
+            commit([(watch, "closed", True) for watch in open_watches])
             v1.by_key.clear()
+            self._unread.clear()
             if v1.hierarchy is not None:
                 v1.hierarchy.close()
-        while self._unread:
-            os.close(self._unread.pop())
+        any(map(os.close, fds))  # in one step, as commit() does it
         self._epoll.close()
-        if self._timer >= 0:
-            os.close(self._timer)
-            self._timer = -1
         self._bell = None
 
     # -- descriptors
@@ -453,35 +475,19 @@ class _Bell:
             close(fd)
 
 
-class _Lock:
-    """A monitor's lock; whoever leaves it last after close() frees the descriptors.
+class _Leaving:
+    """Around the lock: what there is to do once it is let go."""
 
-    close() may run in a signal handler, over the very thread that holds the lock, so it never waits for it: it tries.
-    When it fails, the holder finds `_closing` set once it has let go: it was set before the try.
-    """
-
-    __slots__ = ("_lock", "_monitor")
+    __slots__ = ("_monitor",)
 
     def __init__(self, monitor: Monitor) -> None:
-        self._lock = threading.Lock()
         self._monitor = monitor
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        pass
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-        self.try_release()
-
-    def try_release(self) -> None:
-        """Frees the descriptors if the monitor is closed and nobody is inside."""
-        monitor = self._monitor
-        if monitor._closing and self._lock.acquire(blocking=False):
-            try:
-                if not monitor._waiting:
-                    monitor._release()
-            finally:
-                self._lock.release()
+        self._monitor._free_if_closed()
 
 
 def _set_ready(ready: Future[None]) -> None:
@@ -524,7 +530,7 @@ def _milliseconds(deadline: float | None) -> int:
 def _close_in_child() -> None:
     for monitor in list(_monitors):
         if not monitor._closing:
-            monitor._lock = _Lock(monitor)  # the parent's may be held by a thread that is not here
+            monitor._lock = threading.Lock()  # the parent's may be held by a thread that is not here
             monitor._waiting = False
             monitor._release()
 

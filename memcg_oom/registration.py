@@ -17,58 +17,131 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from memcg_oom.commit import Change
+    from memcg_oom.hierarchy import Hierarchy, Place
+
 # Below this many a thread costs more than it saves.
 SLICE = 256
 
 # struct memcg_registration, taken over whole.
 _ROW = struct.Struct("=iiQQqq")
+_COUNT = struct.Struct("=q")  # what stands before the rows
 
 
 class Registration:
-    """One cgroup's: its eventfd, its identity, its oom_kill counter before and after."""
+    """One cgroup's: its eventfd, where it is, its oom_kill counter before and after.
 
-    __slots__ = ("path", "eventfd", "directory_id", "control_id", "kills_before", "kills_after")
+    The eventfd belongs to the Registrations that this is of, until they are handed over.
+    """
 
-    def __init__(self, path: str, row: tuple[int, ...]) -> None:
-        self.path = path
-        self.eventfd, _, self.directory_id, self.control_id, self.kills_before, self.kills_after = row
+    __slots__ = ("place", "eventfd", "kills_before", "kills_after")
+
+    def __init__(self, place: Place, eventfd: int, kills_before: int, kills_after: int) -> None:
+        self.place = place
+        self.eventfd = eventfd
+        self.kills_before = kills_before
+        self.kills_after = kills_after
 
 
-def register_many(device: int, paths: Sequence[str], skip_gone: bool) -> list[Registration]:
-    """Registers for the OOM notifications of cgroups in the hierarchy `device`, in the order of `paths`.
+class Registrations:
+    """Cgroups registered for their OOM notifications, all or none; several threads share the work.
+
+    The descriptors are in buffers that close them when they are freed. So whatever happens on the way, wherever an
+    exception comes from: unless the changes of hand_over() are committed, nothing of this stays behind.
+
+    Attributes:
+        all: in the order of the paths.
 
     Args:
-        device: st_dev of the hierarchy.
+        hierarchy: that the cgroups are in.
         paths: absolute paths.
         skip_gone: leave out those that do not exist, instead of failing.
 
     Raises:
-        OSError: one could not be registered; then none is, and no descriptor is left open.
+        OSError: one could not be registered.
     """
-    if len(paths) >= SLICE:
-        _grow_descriptor_table(len(paths))
-    threads = max(1, min(len(os.sched_getaffinity(0)), len(paths) // SLICE))
-    size = -(-len(paths) // threads)
-    slices = [_Slice(device, paths[start : start + size], skip_gone) for start in range(0, len(paths), size)]
-    # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
-    helpers = [threading.Thread(target=one.run, name="memcg_oom-register", daemon=True) for one in slices[1:]]
-    try:
+
+    def __init__(self, hierarchy: Hierarchy, paths: Sequence[str], skip_gone: bool) -> None:
+        if len(paths) >= SLICE:
+            _grow_descriptor_table(len(paths))
+        threads = max(1, min(len(os.sched_getaffinity(0)), len(paths) // SLICE))
+        size = -(-len(paths) // threads)
+        self._slices = [
+            _Slice(hierarchy, paths[start : start + size], skip_gone) for start in range(0, len(paths), size)
+        ]
+        # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
+        helpers = [
+            threading.Thread(target=one.run_aside, name="memcg_oom-register", daemon=True) for one in self._slices[1:]
+        ]
         for helper in helpers:
             helper.start()
-        slices[0].run()
-        for helper in helpers:
-            helper.join()
-        for one in slices:
+        try:
+            self._slices[0].run()
+        finally:
+            for helper in helpers:
+                helper.join()
+        for one in self._slices:
             if one.error is not None:
                 raise one.error
-    except BaseException:
-        for helper in helpers:
-            if helper.ident is not None:
-                helper.join()
-        for one in slices:
-            one.undo()
-        raise
-    return [registration for one in slices for registration in one.registrations]
+        self.all = [registration for one in self._slices for registration in one.registrations]
+
+    def hand_over(self) -> list[Change]:
+        """The changes by which the descriptors belong to somebody else."""
+        return [(buffer, "count", 0) for one in self._slices for buffer in one.buffers]
+
+
+class _Slice:
+    """What one thread registers."""
+
+    def __init__(self, hierarchy: Hierarchy, paths: Sequence[str], skip_gone: bool) -> None:
+        self.registrations: list[Registration] = []
+        self.buffers: list[ffi.CData] = []
+        self.error: Exception | None = None
+        self._hierarchy = hierarchy
+        self._paths = paths
+        self._skip_gone = skip_gone
+
+    def run_aside(self) -> None:
+        """Runs in a thread of its own; the error is raised again in the caller's."""
+        try:
+            self.run()
+        except Exception as error:
+            self.error = error.with_traceback(None)  # without its frames, which would keep the buffers
+
+    def run(self) -> None:
+        paths = self._paths
+        while paths:
+            buffer = ffi.gc(
+                ffi.new("struct memcg_registrations *", {"count": 0, "rows": len(paths)}), lib.memcg_unregister_many
+            )
+            self.buffers.append(buffer)
+            device = self._hierarchy.device
+            done = lib.memcg_register_many(device, ffi.from_buffer(pack_paths(paths)), len(paths), buffer)
+            size = _COUNT.size + min(done + 1, len(paths)) * _ROW.size
+            rows = list(_ROW.iter_unpack(ffi.buffer(buffer, size)[_COUNT.size :]))
+            for index in range(done):
+                self._take(buffer, index, paths[index], rows[index])
+            if done == len(paths):
+                return
+            failed, step = rows[done][:2]
+            error = registration_error(-failed, step, paths[done], "memory.oom_control")
+            if not (self._skip_gone and isinstance(error, FileNotFoundError)):
+                raise error
+            paths = paths[done + 1 :]
+
+    def _take(self, buffer: ffi.CData, index: int, path: str, row: tuple[int, ...]) -> None:
+        eventfd, _, directory_id, control_id, kills_before, kills_after = row
+        if directory_id == ROOT_ID:
+            raise root_error(path)
+        try:
+            place = self._hierarchy.place(path, directory_id, control_id)
+        except FileNotFoundError:
+            if not self._skip_gone:
+                raise
+            buffer.rows[index].eventfd = -1
+            os.close(eventfd)
+            return
+        self.registrations.append(Registration(place, eventfd, kills_before, kills_after))
 
 
 def _grow_descriptor_table(count: int) -> None:
@@ -86,52 +159,6 @@ def _grow_descriptor_table(count: int) -> None:
         # Beyond the limit: the registration that finds no descriptor says so, with its path.
     finally:
         os.close(lowest_free)
-
-
-class _Slice:
-    """What one thread registers."""
-
-    def __init__(self, device: int, paths: Sequence[str], skip_gone: bool) -> None:
-        self.registrations: list[Registration] = []
-        self.error: BaseException | None = None
-        self._device = device
-        self._paths = paths
-        self._skip_gone = skip_gone
-        # Each buffer stays known until the end, so that undo() finds every descriptor even after an interruption.
-        self._buffers: list[ffi.CData] = []
-
-    def run(self) -> None:
-        try:
-            self._register()
-        except BaseException as error:
-            self.error = error  # raised again by register_many(), in the caller's thread
-
-    def _register(self) -> None:
-        paths = self._paths
-        while paths:
-            buffer = ffi.new("struct memcg_registration[]", len(paths))
-            ffi.memmove(buffer, b"\xff" * ffi.sizeof(buffer), ffi.sizeof(buffer))  # eventfd -1: none
-            self._buffers.append(buffer)
-            done = lib.memcg_register_many(self._device, ffi.from_buffer(pack_paths(paths)), len(paths), buffer)
-            rows = list(_ROW.iter_unpack(ffi.buffer(buffer)[: (done + 1) * _ROW.size]))
-            for path, row in zip(paths, rows[:done], strict=False):
-                registration = Registration(path, row)
-                if registration.directory_id == ROOT_ID:
-                    raise root_error(path)
-                self.registrations.append(registration)
-            if done == len(paths):
-                return
-            failed, step = rows[done][:2]
-            error = registration_error(-failed, step, paths[done], "memory.oom_control")
-            if not (self._skip_gone and isinstance(error, FileNotFoundError)):
-                raise error
-            paths = paths[done + 1 :]
-
-    def undo(self) -> None:
-        for buffer in self._buffers:
-            for row in _ROW.iter_unpack(ffi.buffer(buffer)):
-                if row[0] >= 0:
-                    os.close(row[0])
 
 
 def root_error(path: str) -> RootCgroupError:

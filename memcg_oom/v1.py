@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from memcg_oom.commit import Change, Outbox
     from memcg_oom.events import Event
     from memcg_oom.hierarchy import Hierarchy
+    from memcg_oom.registration import Registrations
     from memcg_oom.watch import Watch
 
 # How long the eventfd outlives Removed, in nanoseconds, for a removal's signal that the kernel's workqueue delays.
@@ -76,25 +77,25 @@ class V1Watches:
         """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
         return self._agenda.next_due()
 
-    def add(self, watches: list[Watch], kills: Iterable[int]) -> None:
-        """Takes in watches that were just registered.
+    def add(self, watches: list[Watch], registrations: Registrations) -> None:
+        """Takes in watches that were just registered, and that are in the epoll set.
 
         A kill between the baseline and the registration is told at once. One whose OOM was signalled before the
         registration may still be on its way, so a new watch settles too, with one look at the end.
 
         Args:
-            watches: not in the epoll set yet: what their eventfds hold meanwhile waits there.
-            kills: their oom_kill counters, read after the registration.
+            watches: as new.
+            registrations: theirs, in the same order; their descriptors belong to the watches from here on.
         """
         time_ns = time.time_ns()
         events: list[Event] = []
-        changes: list[Change] = []
-        for watch, count in zip(watches, kills, strict=True):
-            if count > watch._seen:
-                changes += self._kills(watch, count, time_ns, events)
+        changes: list[Change] = [(watch, "closed", False) for watch in watches]
+        for watch, registration in zip(watches, registrations.all, strict=True):
+            if registration.kills_after > watch._seen:
+                changes += self._kills(watch, registration.kills_after, time_ns, events)
         self.by_key.update((watch._key, watch) for watch in watches)
         self._rest(watches, self._settle, changes)
-        commit(changes + self._outbox.put(events))
+        commit(changes + self._outbox.put(events) + registrations.hand_over())
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended."""
@@ -116,7 +117,7 @@ class V1Watches:
         live, gone = [], []
         for key, count in signals:
             watch = self.by_key.get(key)
-            if watch is None:
+            if watch is None or watch.closed:
                 continue
             held = watch._held + count
             changes.append((watch, "_held", held))

@@ -42,7 +42,7 @@ class Watch:
         self.ooms = 0
         self.kills = 0
         self.removed = False
-        self.closed = False
+        self.closed = True  # until it is committed
         self._monitor = monitor
         self._place = place
         self._key = key  # of the epoll set; its low half is the eventfd

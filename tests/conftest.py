@@ -7,6 +7,8 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
+import types
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ from memcg_oom.mounts import memory_mount
 
 RINGS = {"fake": "a fake kernel", "real": "the real kernel", "vm": "virtual machines"}
 HERE = Path(__file__).parent
+
+# What the tests share is imported as tests.support, from wherever this folder was copied to.
+sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(HERE)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -64,9 +64,17 @@ static void registration(const char *cgroup)
     MUST(open_descriptors() == before);
 }
 
+static struct memcg_registrations *registrations(size_t count)
+{
+    struct memcg_registrations *made = malloc(sizeof(*made) + count * sizeof(made->rows[0]));
+
+    MUST(made != NULL);
+    return made;
+}
+
 static void out_of_descriptors(const char *cgroup, uint64_t device)
 {
-    struct memcg_registration one;
+    struct memcg_registrations *one = registrations(1);
     struct rlimit limit, low;
     char path[PATH_MAX];
     int before = open_descriptors();
@@ -78,15 +86,17 @@ static void out_of_descriptors(const char *cgroup, uint64_t device)
         low = limit;
         low.rlim_cur = (rlim_t)before + free_fds;
         MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
-        MUST(memcg_register_many(device, path, 1, &one) == 0 && one.eventfd == -EMFILE);
+        MUST(memcg_register_many(device, path, 1, one) == 0 && one->count == 0 && one->rows[0].eventfd == -EMFILE);
         MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
         MUST(open_descriptors() == before);
     }
+    free(one);
 }
 
 static void many(const char *cgroup, uint64_t device)
 {
-    struct memcg_registration all[MANY];
+    struct memcg_registrations *made = registrations(MANY);
+    struct memcg_registration *all = made->rows;
     struct memcg_batch *batch = calloc(1, sizeof(*batch));
     char paths[MANY * 512];
     uint64_t keys[MANY + 2], ids[MANY], count = 3;
@@ -97,8 +107,8 @@ static void many(const char *cgroup, uint64_t device)
 
     MUST(batch != NULL && strlen(cgroup) < 500);
     repeat(paths, cgroup, MANY);
-    MUST(memcg_register_many(device + 1, paths, MANY, all) == 0 && all[0].eventfd == -EXDEV);
-    MUST(memcg_register_many(device, paths, MANY, all) == MANY);
+    MUST(memcg_register_many(device + 1, paths, MANY, made) == 0 && all[0].eventfd == -EXDEV);
+    MUST(memcg_register_many(device, paths, MANY, made) == MANY && made->count == MANY);
 
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     timer_fd = memcg_timer_open();
@@ -151,12 +161,15 @@ static void many(const char *cgroup, uint64_t device)
     for (int i = 0; i < MANY; i++)
         MUST(moved[i] == (i == 1));
 
-    for (int i = 0; i < MANY; i++)
-        close(all[i].eventfd);
+    close(all[0].eventfd);
+    all[0].eventfd = -1;
+    memcg_unregister_many(made);
+    MUST(made->count == 0);
     close(mount_fd);
     close(timer_fd);
     close(epoll_fd);
     free(batch);
+    free(made);
     MUST(open_descriptors() == before);
 }
 

@@ -1,0 +1,382 @@
+"""The command memcg-oom, run as a process, with real kills."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import PATIENCE, Independent, eventually, make, remove, run_hog, run_python
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "events.schema.json"
+COMMAND = (sys.executable, "-m", "memcg_oom")
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(os.fspath, arguments)],  # type: ignore[arg-type]
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=PATIENCE,
+        **options,
+    )
+
+
+@contextmanager
+def started(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command in the background; it is ended at the end."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(os.fspath, arguments)],  # type: ignore[arg-type]
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+        **{"stdout": subprocess.PIPE, **options},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def watching(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """memcg-oom watch, from the moment when it watches."""
+    with started("watch", *arguments, **options) as process:
+        assert process.stderr is not None
+        assert "watching" in process.stderr.readline()
+        yield process
+
+
+def validate(line: str) -> dict[str, Any]:
+    """A line of --json, held against the schema."""
+    jsonschema = pytest.importorskip("jsonschema", reason="the schema is checked where jsonschema is installed")
+    members: dict[str, Any] = json.loads(line)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(members)
+    return members
+
+
+# -- watch
+
+
+def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg: Path, hog: str) -> None:
+    child = make(memcg / "child", "1M")
+    with watching("--json", "--count", "3", memcg) as process:
+        run_hog(hog, child)
+        remove(child)
+        out, _ = process.communicate(timeout=PATIENCE)
+    events = [validate(line) for line in out.splitlines()]
+    assert [event["event"] for event in events] == ["oom", "oom_kill", "removed"]
+    assert {event["cgroup"] for event in events} == {str(child)}
+    assert events[1]["count"] == 1
+    assert process.returncode == 0
+
+
+def test_watch_prints_plain_lines_into_a_pipe(memcg: Path, hog: str) -> None:
+    make(memcg / "child", "1M")
+    with watching(memcg, "--count", "2") as process:
+        run_hog(hog, memcg / "child")
+        out, _ = process.communicate(timeout=PATIENCE)
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+    assert re.fullmatch(rf"{stamp}  oom           1  {memcg}/child\n{stamp}  oom_kill      1  {memcg}/child\n", out)
+
+
+def test_watch_colours_a_terminal_and_escapes_what_it_would_act_on(memcg: Path, hog: str) -> None:
+    child = make(memcg / "evil\x1b[2J\udcff", "1M")
+    ours, theirs = pty.openpty()
+    with watching("--count", "2", memcg, stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(theirs)
+        run_hog(hog, child)
+        process.wait(PATIENCE)
+        out = os.read(ours, 65536)
+        os.close(ours)
+    assert b"\x1b[33m" in out
+    assert b"\x1b[1;31m" in out
+    assert b"\x1b[2J" not in out
+    assert rb"evil\x1b[2J\xff" in out
+
+
+def test_watch_gives_a_name_that_is_not_utf8_without_loss(memcg: Path, hog: str) -> None:
+    child = make(memcg / "caf\udce9, x=\u00fc", "1M")
+    with watching("--json", "--count", "1", memcg) as process:
+        run_hog(hog, child)
+        out, _ = process.communicate(timeout=PATIENCE)
+    event = validate(out)
+    assert base64.b64decode(event["cgroup_base64"]) == os.fsencode(child)
+    assert "\ufffd" in event["cgroup"]
+    with watching("--count", "1", memcg) as process:
+        run_hog(hog, child)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert str(child) in out
+
+
+def test_watch_no_tree_watches_only_what_is_named(memcg: Path, hog: str) -> None:
+    named, other = make(memcg / "named", "1M"), make(memcg / "named" / "below", "1M")
+    with watching("--no-tree", "--json", "--count", "2", named) as process:
+        run_hog(hog, other)
+        run_hog(hog, named)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert {json.loads(line)["cgroup"] for line in out.splitlines()} == {str(named)}
+
+
+def test_watch_ends_with_124_when_the_timeout_comes(memcg: Path) -> None:
+    done = command("watch", "--timeout", "0.2", memcg)
+    assert done.returncode == 124
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_watch_and_listen_end_cleanly_on_a_signal(memcg: Path, number: signal.Signals, code: int) -> None:
+    with watching(memcg) as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (code, "", "")
+
+
+def test_a_pipe_that_closes_ends_watch_quietly(memcg: Path, hog: str) -> None:
+    child = make(memcg / "child", "1M")
+    with watching("--json", memcg) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        run_hog(hog, child)
+        process.wait(PATIENCE)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        process.stdout = None
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["/no/such"], "/no/such: No such file or directory"),
+        (["--no-tree", "/no/such"], "/no/such: No such file or directory"),
+        (["--no-tree", "/sys/fs/cgroup/memory"], "the root cgroup"),
+        (["/usr"], "not a cgroup"),
+    ],
+)
+def test_watch_says_in_one_line_what_is_wrong_with_a_path(playground: Path, arguments: list[str], words: str) -> None:
+    arguments = [argument.replace("/sys/fs/cgroup/memory", str(playground.parent)) for argument in arguments]
+    done = command("watch", *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.startswith("memcg-oom: ")
+    assert done.stderr.count("\n") == 1
+
+
+# -- run
+
+
+def test_run_says_that_the_command_was_killed(playground: Path, hog: str) -> None:
+    done = command("run", "--memory", "20M", "--parent", playground, "--", "tail", "/dev/zero")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert re.fullmatch(
+        r"memcg-oom: tail was killed by SIGKILL; peak \d+\.\d MiB of 20\.0 MiB; \d+ OOMs?, 1 OOM kill\n", done.stderr
+    )
+
+
+def test_run_gives_the_verdict_as_json_and_the_output_untouched(playground: Path) -> None:
+    done = command("run", "--json", "--parent", playground, "--", "sh", "-c", "echo out; exit 7")
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    verdict = validate(done.stderr)
+    assert verdict["event"] == "exit"
+    assert (verdict["code"], verdict["signal"], verdict["limit"]) == (7, None, None)
+    assert (verdict["ooms"], verdict["kills"]) == (0, 0)
+
+
+def test_run_counts_a_killed_grandchild(playground: Path) -> None:
+    script = "tail /dev/zero 2>/dev/null; exit 0"
+    done = command("run", "--json", "--memory", "20M", "--parent", playground, "sh", "-c", script)
+    assert done.returncode == 0
+    verdict = validate(done.stderr.splitlines()[-1])  # a shell may have said "Killed" before
+    assert verdict["kills"] == 1
+    assert verdict["ooms"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["/no/such/command"], 127), (["/etc/passwd"], 126), (["sh", "-c", "kill -USR1 $$"], 128 + signal.SIGUSR1)],
+)
+def test_run_has_the_exit_codes_of_the_shell(playground: Path, arguments: list[str], code: int) -> None:
+    assert command("run", "--parent", playground, "--", *arguments).returncode == code
+
+
+def test_run_fails_with_125_where_its_cgroup_cannot_be_made() -> None:
+    done = command("run", "--parent", "/sys/fs/cgroup/memory/no/such", "--", "true")
+    assert done.returncode == 125
+    assert "No such file or directory" in done.stderr
+
+
+def test_run_takes_what_the_command_leaves_behind_with_it(playground: Path) -> None:
+    # The parent is given as $1: below it the command finds its own cgroup, and makes one more in it.
+    script = 'mkdir "$(echo "$1"/memcg-oom-run-*)/nested"; sleep 1000 & echo $!'
+    done = command("run", "--parent", playground, "--", "sh", "-c", script, "sh", playground)
+    assert done.returncode == 0, done.stderr
+    left = int(done.stdout)
+    eventually(lambda: not Path(f"/proc/{left}").exists() or " Z " in Path(f"/proc/{left}/stat").read_text())
+    assert not list(playground.glob("memcg-oom-run-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+def test_run_sends_signals_on_to_the_command(playground: Path, number: signal.Signals) -> None:
+    script = f"""
+import os, signal
+signal.signal({int(number)}, lambda *_: os._exit(42))
+print("up", flush=True)
+signal.pause()
+"""
+    with started("run", "--parent", playground, "--", sys.executable, "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 42
+
+
+# -- listen
+
+
+def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg: Path, hog: str) -> None:
+    cgroup = make(memcg / "A", "1M")
+    independent = Independent(cgroup)
+    control_file = cgroup / "memory.oom_control"
+    try:
+        with started("listen", control_file, "dummy") as process:
+            # There is no first line to wait for: the registration shows as the only eventfd of the process.
+            eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+            for _ in range(3):
+                run_hog(hog, cgroup)
+            ooms = independent.read()
+            remove(cgroup)
+            out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        independent.close()
+    lines = out.splitlines()
+    assert lines[:-1] == [f"{control_file} dummy: crossed"] * ooms
+    assert lines[-1] == "The cgroup seems to have removed."
+    assert (process.returncode, err) == (0, "")
+
+
+def _files(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            found.append(os.readlink(entry))
+    return found
+
+
+def test_listen_takes_a_threshold(memcg: Path, hog: str) -> None:
+    cgroup = make(memcg / "A", "8M")
+    control_file = cgroup / "memory.usage_in_bytes"
+    with started("listen", control_file, "2M") as process:
+        assert process.stdout is not None
+        eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+        run_hog(hog, cgroup, 64 << 20)
+        assert process.stdout.readline() == f"{control_file} 2M: crossed\n"
+
+
+def test_listen_says_what_is_wrong_with_the_argument(memcg: Path) -> None:
+    done = command("listen", memcg / "memory.pressure_level", "enormous")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"memcg-oom: {memcg}/cgroup.event_control: Invalid argument: "
+        "the kernel takes no registration for this control file and argument\n"
+    )
+
+
+# -- check, demo, usage
+
+
+def test_check_says_what_the_host_offers(playground: Path) -> None:
+    done = command("check", "--json")
+    found = validate(done.stdout)
+    assert done.returncode == found["degraded"]
+    names = {finding["name"]: finding["value"] for finding in found["findings"]}
+    assert str(playground.parent) in names["memory hierarchy"]
+    assert names["registration"] == "permitted"
+    plain = command("check")
+    assert plain.returncode == done.returncode
+    assert all(name in plain.stdout for name in names)
+
+
+def test_demo_shows_a_real_kill(playground: Path) -> None:
+    done = command("demo", "--parent", playground)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {event} " in done.stdout for event in ("oom", "oom_kill", "removed"))
+    assert not list(playground.glob("memcg-oom-demo-*"))
+
+
+def test_without_root_run_and_demo_say_what_is_missing(playground: Path) -> None:
+    code = """
+import locale, os, shutil, sys  # all that is read late is read now: nobody cannot enter root's home
+from memcg_oom.command import main, run, demo, text
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+    for arguments in (["run", "true"], ["demo"]):
+        exit_code, _, err = run_python(code, *arguments)
+        assert exit_code == 69
+        assert "become root" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["watch", "--count", "0"],
+        ["watch", "--timeout", "-1"],
+        ["watch", "--timeout", "nan"],
+        ["run"],
+        ["run", "--memory", "lots", "true"],
+        ["listen"],
+        ["fly"],
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+
+
+# -- the README
+
+
+def test_the_program_in_the_readme_prints_what_the_readme_says(memcg: Path, hog: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    program = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    shell = re.search(r"```sh\n(mkdir .*?)```", readme, re.DOTALL)
+    printed = re.search(r"The program prints:\n\n```\n(.*?)```", readme, re.DOTALL)
+    assert program is not None
+    assert shell is not None
+    assert printed is not None
+    here = str(memcg)
+    make_it, _, break_it = shell[1].replace("/sys/fs/cgroup/memory", here).partition("\n")
+    subprocess.run(["sh", "-c", make_it], check=True)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", program[1].replace("/sys/fs/cgroup/memory", here)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(lambda: sum("eventfd" in file for file in _files(process.pid)) == 2)  # its bell and the watch
+        subprocess.run(["sh", "-c", break_it], check=True)
+        out, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert out.replace(here, "/sys/fs/cgroup/memory") == printed[1]

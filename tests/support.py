@@ -1,0 +1,268 @@
+"""What the tests have in common: making cgroups and kills, counting independently, taking events."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import memcg_oom
+from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
+
+PATIENCE = 60.0  # seconds that something which must come may take; no test is decided by them
+QUIET = 1.0  # seconds of silence after which nothing more is expected: twice the default settle
+SWAP = Path("/proc/swaps")
+
+
+def make(path: Path, limit: str | None = None) -> Path:
+    """A new cgroup, with a limit that no swap softens."""
+    path.mkdir()
+    if limit is not None:
+        put(path / "memory.limit_in_bytes", limit)
+        if len(SWAP.read_text().splitlines()) > 1:
+            put(path / "memory.swappiness", "0")
+    return path
+
+
+def put(file: Path, text: str) -> None:
+    """One write(2), as control files want it."""
+    fd = os.open(file, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def control(cgroup: Path, key: str) -> int:
+    """One value of memory.oom_control."""
+    lines = (line.split() for line in (cgroup / "memory.oom_control").read_text().splitlines())
+    return int(dict(lines)[key])
+
+
+def kills_of(cgroup: Path) -> int:
+    return control(cgroup, "oom_kill")
+
+
+def start_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1, adjust: int | None = None) -> int:
+    """Starts one and returns its pid."""
+    arguments = [hog, os.fspath(cgroup), str(size), str(processes), *([] if adjust is None else [str(adjust)])]
+    return os.posix_spawn(hog, arguments, os.environ)
+
+
+def run_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1) -> None:
+    """Runs one until it was killed and reaps it."""
+    pid = start_hog(hog, cgroup, size, processes)
+    _, status = os.waitpid(pid, 0)
+    if processes == 1:
+        assert os.WIFSIGNALED(status), f"the hog was not killed: {status}"
+    eventually(lambda: not (cgroup / "cgroup.procs").read_text())
+
+
+def remove(cgroup: Path) -> None:
+    """Removes a cgroup whose last process was reaped; the kernel may need a moment for what it left."""
+    for _ in range(int(PATIENCE * 100)):
+        try:
+            cgroup.rmdir()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno == 16:  # EBUSY
+                time.sleep(0.01)
+                continue
+            raise
+        return
+    cgroup.rmdir()
+
+
+def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.001)
+
+
+class Independent:
+    """The test's own registration with the kernel: what the package says is held against its count."""
+
+    def __init__(self, cgroup: Path) -> None:
+        self.count = 0
+        self.ooms = 0  # for a test to note what was counted before the removal
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        control_fd = os.open(cgroup / "memory.oom_control", os.O_RDONLY)
+        try:
+            put(cgroup / "cgroup.event_control", f"{self.fd} {control_fd}")
+        finally:
+            os.close(control_fd)
+
+    def read(self) -> int:
+        """All signals so far."""
+        with contextlib.suppress(BlockingIOError):
+            self.count += os.eventfd_read(self.fd)
+        return self.count
+
+    def await_more_than(self, count: int) -> None:
+        """Waits for the removal's own signal, say."""
+        eventually(lambda: self.read() > count)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Ledger:
+    """What was told about each watch."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.ooms: Counter[Watch] = Counter()
+        self.kills: Counter[Watch] = Counter()
+        self.unresolved: Counter[Watch] = Counter()
+        self.removals: Counter[Watch] = Counter()
+        self.late: Counter[Watch] = Counter()
+        self.after_removal: list[Event] = []
+        self.by_watch: defaultdict[Watch, list[CgroupEvent]] = defaultdict(list)
+        self.other: list[Event] = []
+        self.add(events)
+
+    def add(self, events: Iterable[Event]) -> Ledger:
+        for event in events:
+            if not isinstance(event, CgroupEvent):
+                self.other.append(event)
+                continue
+            watch = event.watch
+            self.by_watch[watch].append(event)
+            if self.removals[watch]:
+                self.after_removal.append(event)
+            match event:
+                case Oom(count=count, late=late):
+                    self.ooms[watch] += count
+                    self.late[watch] += late
+                case OomKill(count=count):
+                    self.kills[watch] += count
+                case Removed(unresolved=unresolved):
+                    self.removals[watch] += 1
+                    self.unresolved[watch] += unresolved
+        return self
+
+
+class Reader(threading.Thread):
+    """Takes a monitor's events in a thread of its own: by iteration, or by wait() with a pause before each."""
+
+    def __init__(self, monitor: Monitor, *, event_pause: float = 0.0, wait_pause: float = 0.0, seed: int = 1) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.monitor = monitor
+        self.ledger = Ledger()
+        self.removed = 0
+        self.error: BaseException | None = None
+        self._event_pause = event_pause
+        self._wait_pause = wait_pause
+        self._random = random.Random(seed)
+        self._changed = threading.Condition()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            if self._wait_pause:
+                while not self.monitor.closed:
+                    time.sleep(self._random.uniform(0, self._wait_pause))
+                    self._take(self.monitor.wait())
+            else:
+                for event in self.monitor:
+                    self._take([event])
+                    if self._event_pause:
+                        time.sleep(self._random.uniform(0, self._event_pause))
+        except BaseException as error:
+            if not (isinstance(error, ValueError) and self.monitor.closed):
+                self.error = error
+
+    def _take(self, events: list[Event]) -> None:
+        with self._changed:
+            self.ledger.add(events)
+            self.removed += sum(type(event) is Removed for event in events)
+            self._changed.notify_all()
+
+    def wait_for_removals(self, count: int, timeout: float = PATIENCE) -> None:
+        self.wait_until(lambda: self.removed >= count, timeout)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: condition() or self.error, timeout)
+            if self.error is not None:
+                raise self.error
+            assert condition(), "what was waited for did not come"
+
+    def finish(self) -> None:
+        """Closes the monitor; the thread must end by that."""
+        self.monitor.close()
+        self.join(PATIENCE)
+        assert not self.is_alive(), "close() did not end the iteration"
+        if self.error is not None:
+            raise self.error
+
+
+def take_until(monitor: Monitor, condition: Callable[[Ledger], object], ledger: Ledger | None = None) -> Ledger:
+    """Takes events until the condition holds of all that came."""
+    ledger = Ledger() if ledger is None else ledger
+    deadline = time.monotonic() + PATIENCE
+    while not condition(ledger):
+        assert time.monotonic() < deadline, f"what was waited for did not come; there was {dict(ledger.by_watch)}"
+        ledger.add(monitor.wait(0.5))
+    return ledger
+
+
+def take_until_quiet(monitor: Monitor, ledger: Ledger | None = None, quiet: float = QUIET) -> Ledger:
+    """Takes events until none has come for a while."""
+    ledger = Ledger() if ledger is None else ledger
+    while events := monitor.wait(quiet):
+        ledger.add(events)
+    return ledger
+
+
+def readable(fd: int, timeout: float = 0.0) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+def is_blocked(native_id: int) -> bool:
+    """Whether a thread of this process sleeps in the kernel."""
+    return Path(f"/proc/self/task/{native_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def until_waiting(monitor: Monitor, native_id: int | None = None) -> None:
+    """Waits until somebody is in wait(), and, if told which thread, until that thread sleeps there."""
+    eventually(lambda: monitor._waiting and (native_id is None or is_blocked(native_id)))
+
+
+def start_python(
+    code: str, *arguments: object, options: Iterable[str] = (), wrapper: Iterable[str] = ()
+) -> subprocess.Popen[str]:
+    """Another interpreter, which finds the same package."""
+    package = Path(memcg_oom.__file__).parents[1]
+    return subprocess.Popen(
+        [*wrapper, sys.executable, *options, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.fspath(package)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+    )
+
+
+def run_python(
+    code: str, *arguments: object, options: Iterable[str] = (), wrapper: Iterable[str] = ()
+) -> tuple[int, str, str]:
+    """Its exit code, what it printed, and what it complained about."""
+    with start_python(code, *arguments, options=options, wrapper=wrapper) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, out, err
