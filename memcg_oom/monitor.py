@@ -203,10 +203,11 @@ class Monitor:
         self._wait(deadline)
         try:
             with self._lock:
-                return [] if self._closing else self._outbox.take_all()
+                events = [] if self._closing else self._outbox.take_all()
         finally:
             if self._closing:  # asked here, not in a call: what is on its way out should meet as few of them as can be
                 self._free_if_closed()
+        return events
 
     def _wait(self, deadline: float | None) -> None:
         """Waits until the outbox holds something, or the deadline is over, or somebody wakes it or closes."""
@@ -310,10 +311,11 @@ class Monitor:
             self._ring()  # what is left keeps the descriptor readable
         try:
             with self._lock:
-                return self._outbox.take()
+                event = self._outbox.take()
         finally:
             if self._closing:
                 self._free_if_closed()
+        return event
 
     def __aiter__(self) -> Self:
         """The same under asyncio: the loop watches the descriptor, the task that iterates reads.
