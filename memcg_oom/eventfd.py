@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import select
@@ -11,7 +10,7 @@ import warnings
 from memcg_oom._native import ffi, lib
 from memcg_oom.hierarchy import ROOT_ID
 from memcg_oom.mounts import mount_of
-from memcg_oom.paths import absolute
+from memcg_oom.paths import absolute, directory_status
 from memcg_oom.registration import registration_error, root_error
 
 TYPE_CHECKING = False
@@ -122,9 +121,7 @@ def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
         raise ValueError(f"control_file must be the name of a file in the cgroup, not {control_file!r}")
     if "\0" in argument or "\n" in argument or len(os.fsencode(argument)) > 200:
         raise ValueError(f"argument must be one short line, not {argument!r}")
-    status = os.stat(path)
-    if not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    status = directory_status(path)
     mount_of(path, status.st_dev)
     if status.st_ino == ROOT_ID and control_file == "memory.oom_control":
         raise root_error(path)

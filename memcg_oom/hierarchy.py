@@ -14,6 +14,7 @@ from array import array
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.mounts import mount_of
+from memcg_oom.paths import directory_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,15 +38,19 @@ class Place:
         path: the absolute path where it was last seen.
         directory_id: the kernfs id (st_ino) of its directory.
         control_id: the kernfs id (st_ino) of its memory.oom_control.
-        lineage: the inodes of the last directories of the path, its own the last; empty where files are opened by id.
+        base: the topmost directory of the file system on the way to it; only where files cannot be opened by id.
+        lineage: the inodes from below `base` down to its own.
     """
 
-    __slots__ = ("path", "directory_id", "control_id", "lineage")
+    __slots__ = ("path", "directory_id", "control_id", "base", "lineage")
 
-    def __init__(self, path: str, directory_id: int, control_id: int, lineage: tuple[int, ...]) -> None:
+    def __init__(
+        self, path: str, directory_id: int, control_id: int, base: str = "", lineage: tuple[int, ...] = ()
+    ) -> None:
         self.path = path
         self.directory_id = directory_id
         self.control_id = control_id
+        self.base = base
         self.lineage = lineage
 
 
@@ -65,7 +70,7 @@ class Hierarchy:
     """
 
     def __init__(self, path: str) -> None:
-        self.device = os.stat(path).st_dev
+        self.device = directory_status(path).st_dev
         self.mount: Mount = mount_of(path, self.device)
         self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._spare = -1
@@ -103,9 +108,8 @@ class Hierarchy:
             FileNotFoundError: it was removed meanwhile.
         """
         if self.by_id:
-            return Place(path, directory_id, control_id, ())
-        path = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
-        return Place(path, directory_id, control_id, self._lineage(path, directory_id))
+            return Place(path, directory_id, control_id)
+        return Place(path, directory_id, control_id, *self._lineage(path, directory_id))
 
     def look(self, places: Sequence[Place]) -> list[int]:
         """Reads the oom_kill counter of each cgroup: a count, or -errno.
@@ -118,8 +122,6 @@ class Hierarchy:
             self._give_up_spare()
             for i, result in zip(short, self._look(places, short), strict=True):
                 kills[i] = result
-        if self._spare < 0:
-            self._take_spare()
         gone = [i for i, result in enumerate(kills) if -result in GONE]
         if gone and self.by_id:
             # The kernel says ESTALE as well when it has no memory for the inode. What is still at its path is not
@@ -130,6 +132,8 @@ class Hierarchy:
         elif gone:
             for i in gone:
                 kills[i] = self._look_elsewhere(places[i])
+        if self._spare < 0:
+            self._take_spare()
         return kills
 
     def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
@@ -161,10 +165,16 @@ class Hierarchy:
 
     def follow(self, places: Sequence[Place]) -> None:
         """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
-        for place, moved in zip(places, self._moved(places), strict=True):
-            if moved:
-                found = self._path_by_id(place) if self.by_id else self._path_by_lineage(place)
-                place.path = found or place.path  # gone: the last path that it had stays its name
+        moved = [place for place, has_moved in zip(places, self._moved(places), strict=True) if has_moved]
+        if moved:
+            self._give_up_spare()
+            for place in moved:
+                try:
+                    found = self._path_by_id(place) if self.by_id else self._path_by_lineage(place)
+                except OSError:
+                    found = None  # it went, or moved on, while it was looked for: the next event says where to
+                place.path = found or place.path
+            self._take_spare()
 
     def _moved(self, places: Sequence[Place]) -> array[int]:
         moved = array("B", bytes(len(places)))
@@ -191,7 +201,14 @@ class Hierarchy:
     def _look_elsewhere(self, place: Place) -> int:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
         for _ in range(8):  # a rename may overtake the search; eight in a row are nobody's habit
-            path = self._path_by_lineage(place)
+            try:
+                path = self._path_by_lineage(place)
+            except OSError as error:
+                if error.errno in NO_FDS and self._spare >= 0:
+                    self._give_up_spare()
+                elif error.errno not in GONE:  # a directory on the way may be renamed under the search
+                    return -(error.errno or errno.EIO)
+                continue
             if path is None:
                 return -errno.ESTALE
             place.path = path
@@ -200,15 +217,16 @@ class Hierarchy:
                 return kills
         return -errno.EAGAIN
 
-    def _lineage(self, path: str, directory_id: int) -> tuple[int, ...]:
-        """The inodes on the way to the cgroup, from below the topmost directory of this file system."""
+    def _lineage(self, path: str, directory_id: int) -> tuple[str, tuple[int, ...]]:
+        """The topmost directory of this file system on the way to the cgroup, and the inodes from below it."""
         ids: list[int] = []
-        while (status := os.stat(path)).st_dev == self.device:
+        step = os.path.realpath(path)  # a symbolic link is in no listing of a cgroup
+        while (status := os.stat(step)).st_dev == self.device:
             ids.insert(0, status.st_ino)
-            path = os.path.dirname(path)
-        if ids[-1] != directory_id:
+            base, step = step, os.path.dirname(step)
+        if not ids or ids[-1] != directory_id:
             raise FileNotFoundError(errno.ENOENT, "the cgroup was replaced by another while it was registered", path)
-        return tuple(ids[1:])
+        return base, tuple(ids[1:])
 
     def _path_by_lineage(self, place: Place) -> str | None:
         """Where the cgroup is now, level by level by inode; None when the listing of its parent lacks it.
@@ -216,8 +234,7 @@ class Hierarchy:
         A cgroup with children cannot be removed, and v1 renames stay within the parent: so an ancestor that is
         missing from its parent's listing proves that everything below it is gone.
         """
-        names = place.path.split("/")
-        path = "/".join(names[: -len(place.lineage)])
+        path = place.base
         for inode in place.lineage:
             with os.scandir(path) as entries:
                 found = next((entry.path for entry in entries if entry.inode() == inode), None)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
 _LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
+_FOR_EVER = 2.0**61  # nanoseconds: 73 years, and two of them still fit what the kernel takes
 _SERIALS = 2**32  # the high half of a key
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
@@ -134,6 +135,7 @@ class Monitor:
             if hierarchy is None:
                 return []  # nothing given, or all of them gone
         watches: list[Watch] = []
+        registrations: Registrations | None = None
         try:
             registrations = Registrations(hierarchy, paths, skip_gone)
             with self._leaving, self._lock:
@@ -150,6 +152,8 @@ class Monitor:
             for watch in watches:
                 if watch.closed:
                     self._v1.by_key.pop(watch._key, None)
+            if registrations is not None:
+                registrations.undo()
             raise
         finally:
             if opened is not None:
@@ -511,7 +515,7 @@ def _open_hierarchy(paths: list[str], skip_gone: bool) -> Hierarchy | None:
 def _nanoseconds(name: str, seconds: float) -> int:
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ValueError(f"{name} must be a number of seconds, finite and not negative, not {seconds!r}")
-    return int(seconds * 1e9)
+    return int(min(seconds * 1e9, _FOR_EVER))
 
 
 def _deadline(timeout: float | None) -> float | None:

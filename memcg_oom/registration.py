@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.errors import RootCgroupError, UnsupportedError, os_error
@@ -73,17 +74,32 @@ class Registrations:
         helpers = [
             threading.Thread(target=one.run_aside, name="memcg_oom-register", daemon=True) for one in self._slices[1:]
         ]
-        for helper in helpers:
-            helper.start()
         try:
-            self._slices[0].run()
-        finally:
             for helper in helpers:
-                helper.join()
+                helper.start()
+            self._slices[0].run()
+        except BaseException:
+            self._join(helpers)
+            self.undo()
+            raise
+        self._join(helpers)
         for one in self._slices:
             if one.error is not None:
+                self.undo()
                 raise one.error
         self.all = [registration for one in self._slices for registration in one.registrations]
+
+    @staticmethod
+    def _join(helpers: list[threading.Thread]) -> None:
+        for helper in helpers:
+            if helper.ident is not None:  # it was started
+                helper.join()
+
+    def undo(self) -> None:
+        """Closes at once what was not handed over; an exception that somebody keeps would keep the buffers."""
+        for one in self._slices:
+            for buffer in one.buffers:
+                lib.memcg_unregister_many(buffer)
 
     def hand_over(self) -> list[Change]:
         """The changes by which the descriptors belong to somebody else."""
@@ -125,7 +141,7 @@ class _Slice:
                 return
             failed, step = rows[done][:2]
             error = registration_error(-failed, step, paths[done], "memory.oom_control")
-            if not (self._skip_gone and isinstance(error, FileNotFoundError)):
+            if not (self._skip_gone and isinstance(error, FileNotFoundError) and error.filename == paths[done]):
                 raise error
             paths = paths[done + 1 :]
 
@@ -150,15 +166,16 @@ def _grow_descriptor_table(count: int) -> None:
     The kernel doubles the table when it is full, and where threads share it waits for an RCU grace period each time
     (expand_fdtable()): a third of the time of a first registration of 10,000.
     """
-    lowest_free = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
-        os.close(fcntl.fcntl(lowest_free, fcntl.F_DUPFD_CLOEXEC, lowest_free + count))
+        lowest_free = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.fcntl(lowest_free, fcntl.F_DUPFD_CLOEXEC, lowest_free + count))
+        finally:
+            os.close(lowest_free)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EMFILE):
+        if error.errno != errno.EINVAL and error.errno not in NO_FDS:
             raise
         # Beyond the limit: the registration that finds no descriptor says so, with its path.
-    finally:
-        os.close(lowest_free)
 
 
 def root_error(path: str) -> RootCgroupError:
@@ -200,8 +217,7 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
             return reason
     if error in NO_FDS:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
-    # Once the directory was open, a file that is missing means a removal, unless the directory is still there.
-    if error in GONE and step != lib.MEMCG_STEP_CGROUP and (error == errno.ENODEV or not os.path.exists(cgroup)):
+    if error in GONE and step != lib.MEMCG_STEP_CGROUP and _is_removed(cgroup):
         return FileNotFoundError(errno.ENOENT, "the cgroup was removed while it was being registered", cgroup)
     file = {
         lib.MEMCG_STEP_CONTROL_FILE: os.path.join(cgroup, control_file),
@@ -211,3 +227,13 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
     if (step, error) in _UNSUPPORTED:
         return UnsupportedError(error, _UNSUPPORTED[step, error], file)
     return os_error(error, file, _ADVICE.get((step, error), ""))
+
+
+def _is_removed(cgroup: str) -> bool:
+    """Whether the directory goes too, where a file of it has gone: rmdir(2) takes the files first."""
+    deadline = time.monotonic() + 0.5
+    while os.path.exists(cgroup):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
