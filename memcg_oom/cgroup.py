@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from memcg_oom.paths import StrPath
+
+# Seconds that killed processes may take to exit; those that hold much memory take a while.
+_EXIT = 10.0
 
 # PAGE_COUNTER_MAX in bytes, or what rounding leaves of it, is how v1 writes "no limit"; no real limit comes near it.
 _UNLIMITED = 2**62
@@ -63,10 +68,7 @@ class Cgroup:
 
     def __init__(self, path: StrPath) -> None:
         self.path = absolute(path)
-        existing = self.path
-        while not os.path.exists(existing):  # what does not exist yet belongs to where it would be made
-            existing = os.path.dirname(existing)
-        mount = mount_of(self.path, os.stat(existing).st_dev)
+        mount = mount_of(self.path, _device(self.path))
         self.version = mount.version
         self._mount_point = mount.point
 
@@ -144,8 +146,9 @@ class Cgroup:
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit must be None or a number of bytes that is not negative, not {limit!r}")
+        if limit is not None and not 0 <= limit < 2**63:
+            # The kernel reads more than 64 bits as what is left of them, which may be next to nothing.
+            raise ValueError(f"limit must be None or a number of bytes from 0 to 2**63 - 1, not {limit!r}")
         self._write("memory.limit_in_bytes", str(-1 if limit is None else limit))
 
     def oom_control(self) -> OomControl:
@@ -159,49 +162,87 @@ class Cgroup:
         return [int(line) for line in self._read("cgroup.procs").split()]
 
     def kill(self) -> int:
-        """Kills every process in it, without those of its children, with SIGKILL; also those that appear meanwhile.
+        """Kills every process in it, without those of its children, and waits until none is left.
 
-        They are not reaped: that is their parents' business, and until they have exited remove() fails with EBUSY.
-        No other process is hit, even when a pid is used anew in between: each is held by a pidfd and asked for its
-        cgroup before it is signalled.
+        Those that are forked meanwhile are killed too. They are not reaped, which is their parents' business. No other
+        process is hit, even when a pid is used anew in between: each is held by a pidfd and asked for its cgroup
+        before it is signalled.
 
         Returns:
-            How many were signalled.
+            How many were sent SIGKILL.
+
+        Raises:
+            TimeoutError: after 10 seconds some are still there; SIGKILL does not end a frozen process, or one that
+                sleeps uninterruptibly.
         """
+        deadline = time.monotonic() + _EXIT
+        seen: set[tuple[int, int]] = set()
+        signalled = 0
+        # Until all are gone: one that was in the middle of fork(2) when SIGKILL came has a child that is not listed yet.
+        while processes := self._processes():
+            for process in processes:
+                if process not in seen:
+                    seen.add(process)
+                    signalled += self._kill(process)
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"{len(processes)} processes do not exit after SIGKILL", self._file("cgroup.procs")
+                )
+            time.sleep(0.001)
+        return signalled
+
+    def _kill(self, process: tuple[int, int]) -> bool:
         import signal  # noqa: PLC0415 - brings enum along, which is a third of what this package costs to import
 
-        signalled: set[int] = set()
-        while fresh := [pid for pid in self.pids() if pid not in signalled]:
-            for pid in fresh:
-                signalled.add(pid)
-                try:
-                    pidfd = os.pidfd_open(pid)
-                except ProcessLookupError:
-                    continue  # it has exited by itself
-                try:
-                    if pid in self.pids():
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # it has exited by itself
-                finally:
-                    os.close(pidfd)
-        return len(signalled)
+        try:
+            pidfd = os.pidfd_open(process[0])
+        except ProcessLookupError:
+            return False  # it has exited by itself
+        try:
+            if process not in self._processes():
+                return False
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(pidfd)
+        return True
+
+    def _processes(self) -> list[tuple[int, int]]:
+        """Each process with its start time (proc_pid_stat(5)): a pid alone may have been somebody else's before."""
+        found = []
+        for pid in self.pids():
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    found.append((pid, int(file.read().rpartition(b")")[2].split()[19])))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has exited since it was listed
+        return found
 
     def _file(self, name: str) -> str:
         return os.path.join(self.path, name)
 
     def _read(self, name: str) -> str:
-        with open(self._file(name), "rb") as file:
-            return file.read().decode("ascii")
+        try:
+            with open(self._file(name), "rb") as file:
+                return file.read().decode("ascii")
+        except OSError as error:
+            raise self._explained(error, name) from None
 
     def _write(self, name: str, value: str) -> None:
-        fd = os.open(self._file(name), os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, value.encode())
+            fd = os.open(self._file(name), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}, writing {value!r}", self._file(name)) from None
-        finally:
-            os.close(fd)
+            raise self._explained(error, name, f", writing {value!r}") from None
+
+    def _explained(self, error: OSError, name: str, doing: str = "") -> OSError:
+        # ENODEV is what an open control file says once its cgroup is gone.
+        number = errno.ENOENT if error.errno == errno.ENODEV else error.errno or errno.EIO
+        return OSError(number, os.strerror(number) + doing, self._file(name))
 
     def __fspath__(self) -> str:
         return self.path
@@ -214,3 +255,12 @@ class Cgroup:
 
     def __repr__(self) -> str:
         return f"Cgroup({self.path!r})"
+
+
+def _device(path: str) -> int:
+    """st_dev of the path; what does not exist yet belongs to where it would be made."""
+    while True:
+        try:
+            return os.stat(path).st_dev
+        except FileNotFoundError:
+            path = os.path.dirname(path)

@@ -12,6 +12,8 @@ from memcg_oom.hierarchy import Hierarchy
 from tests.support import Independent, Reader, make, remove, run_hog, take_until
 
 ROUNDS = int(os.environ.get("MEMCG_OOM_ROUNDS", "1000"))
+# The share of kills that may be unresolved; on an emulated processor a wake-up takes as long as a kill and a removal.
+MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.01"))
 
 
 def race(reader: Reader, hog: str, parent: Path, rounds: int) -> dict[Watch, tuple[int, int]]:
@@ -67,7 +69,7 @@ def test_kill_reap_and_remove_at_once(memcg: Path, hog: str, figure: dict[str, o
         reader.finish()
     missed = judge(reader, counted, figure)
     figure["missed"] = missed
-    assert missed <= ROUNDS / 100
+    assert missed <= ROUNDS * MISSED
 
 
 def test_the_same_with_a_reader_that_sleeps_up_to_60_ms(memcg: Path, hog: str, figure: dict[str, object]) -> None:

@@ -19,7 +19,17 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 
 # Pure Python but for cffi's backend, which is all that an API-mode module needs of cffi.
-SITE_PACKAGES = ("memcg_oom", "pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "_cffi_backend")
+SITE_PACKAGES = (
+    "memcg_oom",
+    "pytest",
+    "_pytest",
+    "py",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+    "pygments",
+    "_cffi_backend",
+)
 UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages")
 
 INIT = """\

@@ -12,6 +12,8 @@ from tests.vm import machine
 # The suites whose kernel still has a v1 memory hierarchy.
 V1_SUITES = ("bookworm",)
 
+TESTS = [f"tests/real/test_{name}.py" for name in ("races", "broadcast", "baseline", "rename", "idle", "objects")]
+
 
 @pytest.mark.parametrize("suite", V1_SUITES)
 def test_the_real_ring_passes_on_v1(base: Path, suite: str, figure: dict[str, object]) -> None:
@@ -19,8 +21,8 @@ def test_the_real_ring_passes_on_v1(base: Path, suite: str, figure: dict[str, ob
         machine.kernel(suite),
         "v1",
         base,
-        # Emulated, so a tenth of the rounds.
-        "MEMCG_OOM_ROUNDS=100 python3 -m pytest -q -p no:cacheprovider tests/real",
+        # Emulated, so fewer rounds, and those tests in which the kernel has a say.
+        f"MEMCG_OOM_ROUNDS=200 MEMCG_OOM_MISSED=0.5 python3 -m pytest -q -p no:cacheprovider {' '.join(TESTS)}",
         timeout=900,
     )
     summary = re.search(r"^(\d+) passed.*$", output, re.MULTILINE)
