@@ -178,7 +178,7 @@ class Cgroup:
         deadline = time.monotonic() + _EXIT
         seen: set[tuple[int, int]] = set()
         signalled = 0
-        # Until all are gone: one that was in the middle of fork(2) when SIGKILL came has a child that is not listed yet.
+        # Until all are gone: who was in the middle of fork(2) when SIGKILL came has a child that is not listed yet.
         while processes := self._processes():
             for process in processes:
                 if process not in seen:

@@ -27,6 +27,9 @@ def commit(changes: list[Change]) -> None:
 class Outbox:
     """Events that were made and not handed out yet.
 
+    One hand, the monitor's, puts events in, with the lock held. One waiter takes them out: it looks what there is, and
+    counts it as handed out by setting `next` when no call stands between that and its return.
+
     Attributes:
         events: in their order; those before `next` were handed out.
         next: the index of the first that was not.
@@ -43,24 +46,23 @@ class Outbox:
 
     def put(self, events: list[Event]) -> list[Change]:
         """The changes that add events; they come to be when committed."""
-        return [(self, "events", self.events[self.next :] + events), (self, "next", 0)] if events else []
+        return [(self, "events", self.events + events)] if events else []
 
-    def take(self) -> Event | None:
-        """Hands out the first, or None. Counting it as handed out is the last step: no call comes after it."""
-        while self.next < len(self.events):
-            event = self.events[self.next]
-            is_wanted = wanted(event)
-            self.next += 1
-            if is_wanted:
-                return event
-        commit([(self, "events", []), (self, "next", 0)])
-        return None
+    def first(self) -> tuple[list[Event], int]:
+        """The first that somebody still waits for, if any, and what `next` is once it is handed out."""
+        for index in range(self.next, len(self.events)):
+            if wanted(self.events[index]):
+                return [self.events[index]], index + 1
+        return [], len(self.events)
 
-    def take_all(self) -> list[Event]:
-        """Hands out all."""
-        events = [event for event in self.events[self.next :] if wanted(event)]
-        commit([(self, "events", []), (self, "next", 0)])
-        return events
+    def all(self) -> tuple[list[Event], int]:
+        """All that somebody still waits for, and what `next` is once they are handed out."""
+        return [event for event in self.events[self.next :] if wanted(event)], len(self.events)
+
+    def tidy(self) -> None:
+        """Lets go of what was handed out, once that is all: by then it costs nothing."""
+        if self.next == len(self.events):
+            commit([(self, "events", []), (self, "next", 0)])
 
 
 def wanted(event: Event) -> bool:

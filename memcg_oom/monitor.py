@@ -85,7 +85,7 @@ class Monitor:
         except BaseException:
             self._release()
             raise
-        self._v1 = V1Watches(self._epoll, self._outbox, self._unread.append, *periods)
+        self._v1 = V1Watches(self._epoll, self._outbox, self._unread, *periods)
         self._closing = False
         _monitors.add(self)
 
@@ -172,9 +172,8 @@ class Monitor:
             return
         with self._leaving, self._lock:
             if not watch.closed:
-                watch.closed = True
-                watch._round = None
                 self._v1.forget(watch)
+                commit([(watch, "closed", True), (watch, "_round", None)])
                 self._bury()
 
     # -- waiting
@@ -203,36 +202,56 @@ class Monitor:
             ValueError: the timeout is negative or NaN, or the monitor is closed.
             RuntimeError: another wait(), or an iteration, is under way.
         """
-        deadline = _deadline(timeout)
-        self._wait(deadline)
-        try:
-            with self._lock:
-                events = [] if self._closing else self._outbox.take_all()
-        finally:
-            if self._closing:  # asked here, not in a call: what is on its way out should meet as few of them as can be
-                self._free_if_closed()
-        return events
+        return self._receive(_deadline(timeout), one=False)
 
-    def _wait(self, deadline: float | None) -> None:
-        """Waits until the outbox holds something, or the deadline is over, or somebody wakes it or closes."""
+    def _receive(self, deadline: float | None, *, one: bool) -> list[Event]:
+        """Waits until the outbox holds something, or the deadline is over, or somebody wakes it or closes.
+
+        Hands out all events that there are then, or `one`, for which it does not wait if there are some left.
+        """
+        outbox = self._outbox
         entered = False
         try:
             with self._leaving, self._lock:
-                self._check_waitable()
+                self._enter()
                 self._waiting = entered = True
-                self._arm()
-            self._pass_until(deadline)
+            if not (one and outbox):
+                self._pass_until(deadline)
+            with self._lock:
+                events, end = outbox.first() if one else outbox.all()
+                if end < len(outbox.events) and not self._rung:
+                    self._rung = True
+                    self._ring()  # what is left keeps the descriptor readable
+            # No call from here to the return: an exception from a signal handler finds the events here or handed out.
+            outbox.next = end
+            if not self._closing:
+                return events
         except BaseException:
-            if entered and not self._closing:
-                # What was read is still here. Whoever polls the descriptor is to come again, and the timer may have
-                # been read without what it was for being done.
-                self._armed = -1
-                self._ring()
+            if entered:
+                self._upset()
             raise
         finally:
             if entered:
                 self._waiting = False  # first, and here: a call might be interrupted before it does anything
-                self._come_out()
+                if self._unread or self._closing:
+                    self._come_out()
+        return []
+
+    def _enter(self) -> None:
+        """What a waiter begins with; the lock is held."""
+        self._check_waitable()
+        self._outbox.tidy()
+        self._arm()
+
+    def _upset(self) -> None:
+        """After an exception: what was read is still here.
+
+        Whoever polls the descriptor is to come again, and the timer may have been read without what it was for being
+        done.
+        """
+        self._armed = -1
+        if not self._closing:
+            self._ring()
 
     def _pass_until(self, deadline: float | None) -> None:
         while True:
@@ -299,27 +318,15 @@ class Monitor:
 
     def __next__(self) -> Event:
         while not self._closing:
-            event = self._take()
-            if event is not None:
-                return event
             try:
-                self._wait(None)
+                events = self._receive(None, one=True)
             except ValueError:
                 if not self._closing:
                     raise
+            else:
+                if events:
+                    return events[0]
         raise StopIteration
-
-    def _take(self) -> Event | None:
-        if len(self._outbox) > 1 and not self._rung:
-            self._rung = True
-            self._ring()  # what is left keeps the descriptor readable
-        try:
-            with self._lock:
-                event = self._outbox.take()
-        finally:
-            if self._closing:
-                self._free_if_closed()
-        return event
 
     def __aiter__(self) -> Self:
         """The same under asyncio: the loop watches the descriptor, the task that iterates reads.
@@ -332,13 +339,13 @@ class Monitor:
 
     async def __anext__(self) -> Event:
         while not self._closing:
-            event = self._take()
-            if event is not None:
-                return event
-            await self._readable()
+            if not self._outbox:
+                await self._readable()
             if not self._closing:
                 # Nothing is awaited between reading and returning: a cancellation finds the event here or handed out.
-                self._wait(time.monotonic())
+                events = self._receive(time.monotonic(), one=True)
+                if events:
+                    return events[0]
         raise StopAsyncIteration
 
     async def _readable(self) -> None:
@@ -463,8 +470,8 @@ class Monitor:
             if self._waiting if waiting is None else waiting:
                 self._ring()
             else:
-                while self._unread:
-                    os.close(self._unread.pop())
+                # Taken off and closed in one step, like commit().
+                any(map(os.close, map(self._unread.pop, [-1] * len(self._unread))))
 
 
 class _Bell:

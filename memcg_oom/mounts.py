@@ -43,7 +43,7 @@ class Mount:
 
 def parse_mountinfo(text: bytes) -> Iterator[Mount]:
     """The cgroup mounts among the lines of a mountinfo file, see proc_pid_mountinfo(5)."""
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         before, separator, after = line.partition(b" - ")
         fields, kind = before.split(b" "), after.split(b" ")
         if not separator or len(fields) < 6 or len(kind) < 3 or kind[0] not in (b"cgroup", b"cgroup2"):
@@ -143,7 +143,7 @@ def parse_proc_cgroup(text: bytes, controller: bytes) -> str | None:
         text: what the file holds, see proc_pid_cgroup(5).
         controller: one that the hierarchy has, or "name=" and the name of one without any.
     """
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         _, _, rest = line.partition(b":")
         controllers, separator, name = rest.partition(b":")
         if separator and controller in controllers.split(b","):

@@ -217,7 +217,8 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
             return reason
     if error in NO_FDS:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
-    if error in GONE and step != lib.MEMCG_STEP_CGROUP and _is_removed(cgroup):
+    # ENODEV comes from a file that was open: whatever is at the path now, that cgroup has gone.
+    if step != lib.MEMCG_STEP_CGROUP and (error == errno.ENODEV or (error in GONE and _is_removed(cgroup))):
         return FileNotFoundError(errno.ENOENT, "the cgroup was removed while it was being registered", cgroup)
     file = {
         lib.MEMCG_STEP_CONTROL_FILE: os.path.join(cgroup, control_file),

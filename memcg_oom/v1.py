@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 
 from memcg_oom.commit import commit
 from memcg_oom.events import Degraded, Oom, OomKill, Removed
@@ -25,7 +26,7 @@ from memcg_oom.rounds import Agenda, Round
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from memcg_oom.commit import Change, Outbox
     from memcg_oom.events import Event
@@ -49,7 +50,7 @@ class V1Watches:
     Args:
         epoll: the monitor's; watches leave it here.
         outbox: takes the events.
-        discard: takes a descriptor that left the epoll set, to close it when no wait() reads it any more.
+        unread: takes descriptors that left the epoll set, to be closed when no wait() reads them any more.
         settle: nanoseconds.
         linger: nanoseconds.
     """
@@ -58,7 +59,7 @@ class V1Watches:
         self,
         epoll: select.epoll,
         outbox: Outbox,
-        discard: Callable[[int], None],
+        unread: list[int],
         settle: int,
         linger: int,
     ) -> None:
@@ -66,7 +67,7 @@ class V1Watches:
         self.by_key: dict[int, Watch] = {}
         self._epoll = epoll
         self._outbox = outbox
-        self._discard = discard
+        self._unread = unread
         self._settle = settle
         self._linger = linger
         self._agenda = Agenda()
@@ -99,10 +100,14 @@ class V1Watches:
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended."""
-        if self.by_key.pop(watch._key, None) is not None:
+        key, fd = watch._key, watch._eventfd
+        if key in self.by_key:
             # Out of the epoll set before it is closed: a forked child's copy would keep it there.
-            self._epoll.unregister(watch._eventfd)
-            self._discard(watch._eventfd)
+            with suppress(FileNotFoundError):  # an exception came the last time, right here
+                self._epoll.unregister(fd)
+            unread = self._unread
+            unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
+            del self.by_key[key]
 
     def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> None:
         """Takes what was read from the eventfds, and puts everybody it is for down for a look.

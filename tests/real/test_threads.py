@@ -470,12 +470,12 @@ class Bang(Exception):
 
 
 def is_in_wait(frame: FrameType | None) -> bool:
-    """Whether a thread is in Monitor._wait() or in what that calls.
+    """Whether a thread is in Monitor._receive() or in what that calls.
 
     What wait() and next() do behind it is handing out: an event that was taken and is not returned yet goes with an
     exception, as from any call that Python interrupts. All before it must survive.
     """
-    while frame is not None and frame.f_code is not Monitor._wait.__code__:
+    while frame is not None and frame.f_code is not Monitor._receive.__code__:
         frame = frame.f_back
     return frame is not None
 

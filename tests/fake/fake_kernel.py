@@ -1,0 +1,218 @@
+"""A fake kernel: memory cgroups made of plain files, whose notifications the test sends itself.
+
+It is for people without root, and for orderings and faults that the real kernel does not produce on demand. The package
+takes it for a mounted hierarchy and works in its path mode, since ids cannot be opened on such a file system.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memcg_oom.hierarchy
+import memcg_oom.monitor
+import memcg_oom.mounts
+import memcg_oom.registration
+from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
+from memcg_oom._native import lib
+from tests.support import PATIENCE
+
+AGES = 10_000.0  # seconds: a period whose end no test lives to see
+
+
+class FakeKernel:
+    """A mount of its own, with the cgroups that the test makes in it.
+
+    Args:
+        folder: an empty one.
+        monkeypatch: by which the package is made to see the mount.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = folder.resolve()
+        self.root = folder / "memory"
+        self.root.mkdir()
+        self.cgroups: list[FakeCgroup] = []
+        self._graves = folder / "graves"
+        self._graves.mkdir()
+        device = os.stat(self.root).st_dev
+        point = os.fsdecode(
+            os.fsencode(self.root).replace(b"\\", rb"\134").replace(b" ", rb"\040").replace(b"\t", rb"\011")
+        )
+        mountinfo = folder / "mountinfo"
+        mountinfo.write_text(
+            f"30 25 {os.major(device)}:{os.minor(device)} / {point} rw,nosuid - cgroup cgroup rw,memory\n",
+            errors="surrogateescape",
+        )
+        monkeypatch.setattr(memcg_oom.mounts, "MOUNTINFO", str(mountinfo))
+        monkeypatch.setattr(memcg_oom.hierarchy, "os", _FileSystem(self.root))
+
+    def make(self, name: str = "a", *, kills: int = 0) -> FakeCgroup:
+        """A new cgroup, by its path from the root."""
+        cgroup = FakeCgroup(self.root / name, self, kills)
+        self.cgroups.append(cgroup)
+        return cgroup
+
+    def bury(self, path: Path) -> None:
+        """Takes a folder out of the mount.
+
+        It is not unlinked: a file system may give an inode number out again at once, which kernfs does not.
+        """
+        path.rename(self._graves / f"{time.monotonic_ns()}-{path.name}")
+
+    def close(self) -> None:
+        for cgroup in self.cgroups:
+            cgroup.close()
+
+
+class FakeCgroup:
+    """One memory cgroup.
+
+    Attributes:
+        path: where it is now; a test that renames a folder above it sets it anew.
+    """
+
+    def __init__(self, path: Path, kernel: FakeKernel, kills: int) -> None:
+        self.path = path
+        self.kernel = kernel
+        self.kills = kills
+        self.gone = False
+        self._eventfds: list[int] = []
+        path.mkdir()
+        (path / "memory.oom_control").touch()
+        (path / "cgroup.event_control").touch()
+        self._write_control()
+
+    def _write_control(self) -> None:
+        """In place and with one write, so that the file stays the same one and is never seen half written."""
+        fd = os.open(self.path / "memory.oom_control", os.O_WRONLY)
+        try:
+            os.write(fd, f"oom_kill_disable 0\nunder_oom 0\noom_kill {self.kills}\n".encode())
+        finally:
+            os.close(fd)
+
+    def listen(self) -> int:
+        """Takes the registration that was written since the last call, if there is one; how many there are now."""
+        file = self.path / "cgroup.event_control"
+        if not self.gone and (line := file.read_text()):
+            eventfd, control_fd = line.split(" ")
+            assert int(control_fd) >= 0
+            assert os.readlink(f"/proc/self/fd/{eventfd}") == "anon_inode:[eventfd]"
+            self._eventfds.append(os.dup(int(eventfd)))
+            os.truncate(file, 0)
+        return len(self._eventfds)
+
+    def oom(self, count: int = 1) -> None:
+        """Signals that many OOMs to everybody who is registered."""
+        assert self.listen(), "nobody is registered"
+        for fd in self._eventfds:
+            os.eventfd_write(fd, count)
+
+    def kill(self, count: int = 1) -> None:
+        """Moves the counter."""
+        self.kills += count
+        self._write_control()
+
+    def rename(self, name: str) -> None:
+        """Gives it another name within its parent."""
+        self.listen()
+        self.path = self.path.rename(self.path.parent / name)
+
+    def rmdir(self) -> None:
+        """Removes it; the signal of that comes when the test calls removal_signal()."""
+        self.listen()
+        self.gone = True
+        self.kernel.bury(self.path)
+
+    def removal_signal(self) -> None:
+        """The one signal that the removal sends."""
+        assert self.gone
+        for fd in self._eventfds:
+            os.eventfd_write(fd, 1)
+
+    def oom_before_removal(self, count: int) -> None:
+        """OOMs that were signalled before the removal and are read after it."""
+        assert self.gone
+        for fd in self._eventfds:
+            os.eventfd_write(fd, count)
+
+    def close(self) -> None:
+        while self._eventfds:
+            os.close(self._eventfds.pop())
+
+
+class _FileSystem:
+    """The module os, but for one thing: what lies above the mount is on another file system, as with a real one."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(path if memcg_oom.mounts.is_below(path, self._root) else "/proc")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+class FaultyLib:
+    """The C core, with some functions replaced."""
+
+    def __init__(self, **replaced: Callable[..., Any]) -> None:
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+
+def replace_in_lib(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
+    """Replaces functions of the C core for the whole package."""
+    faulty = FaultyLib(**replaced)
+    for module in (memcg_oom.hierarchy, memcg_oom.registration, memcg_oom.monitor):
+        monkeypatch.setattr(module, "lib", faulty)
+
+
+def brief(events: Iterable[Event], watch: Watch | None = None) -> list[tuple[str, int]]:
+    """The events (of one watch) as pairs: the name, the number that it carries."""
+    found = []
+    for event in events:
+        if watch is not None and not (isinstance(event, CgroupEvent) and event.watch is watch):
+            continue
+        match event:
+            case Oom(count=count, late=late):
+                found.append(("late Oom" if late else "Oom", count))
+            case OomKill(count=count):
+                found.append(("OomKill", count))
+            case Removed(unresolved=unresolved):
+                found.append(("Removed", unresolved))
+            case _:
+                found.append((type(event).__name__, 0))
+    return found
+
+
+def take(monitor: Monitor, count: int) -> list[Event]:
+    """Takes events until there are that many."""
+    events: list[Event] = []
+    take_while(monitor, lambda: len(events) < count, events)
+    return events
+
+
+def take_while(
+    monitor: Monitor, condition: Callable[[], object], events: list[Event] | None = None, pause: float = 0.01
+) -> list[Event]:
+    """Takes events as long as the condition holds."""
+    events = [] if events is None else events
+    deadline = time.monotonic() + PATIENCE
+    while condition():
+        assert time.monotonic() < deadline, f"what was waited for did not come; there was {events}"
+        events += monitor.wait(pause)
+    return events
+
+
+def take_until_settled(monitor: Monitor, *watches: Watch) -> list[Event]:
+    """Takes events until none of the watches has another look before it."""
+    return take_while(monitor, lambda: any(watch._round is not None for watch in watches))
