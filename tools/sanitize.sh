@@ -40,8 +40,11 @@ for cgroup in $cgroups; do
 done
 
 echo "-- the tests under ASan and UBSan"
-# Leaks are not looked for here: the interpreter keeps much until its end.
+# Leaks are not looked for here: the interpreter keeps much until its end. Left out are the tests of the packaging, and
+# those in which the watcher lives in a small cgroup itself, where the sanitizer's shadow memory has no room.
 CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" .
+nm -D "$work"/package/memcg_oom/_native*.so | grep -q __asan
 PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 MEMCG_OOM_ROUNDS="${MEMCG_OOM_ROUNDS:-100}" \
-	"$venv/bin/pytest" -q -p no:cacheprovider tests/fake tests/real --deselect tests/fake/test_package.py
+	"$venv/bin/pytest" -q -p no:cacheprovider tests/fake tests/real --deselect tests/fake/test_package.py \
+	--deselect tests/real/test_container.py

@@ -33,7 +33,7 @@ from tests.fake.fake_kernel import (
     take_until_settled,
     take_while,
 )
-from tests.support import readable
+from tests.support import PATIENCE, readable
 
 PACKAGE = os.path.dirname(memcg_oom.__file__)
 
@@ -93,7 +93,7 @@ def test_a_registration_that_is_refused(
         # And the monitor is as good as new.
         monitor.watch(cgroup.path)
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
 
 
 @pytest.mark.parametrize("namesake", [False, True], ids=["gone", "a namesake in its place"])
@@ -155,7 +155,7 @@ def test_gone_ones_among_many_are_left_out(kernel: FakeKernel) -> None:
         watches = monitor.watch_many(paths, skip_gone=True)
         assert [watch.cgroup for watch in watches] == [str(kernel.root / "b"), str(kernel.root / "d")]
         cgroups[3].oom()
-        assert brief(monitor.wait(), watches[1]) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE), watches[1]) == [("Oom", 1)]
 
 
 def test_an_epoll_that_is_full_leaves_nothing(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_an_epoll_that_is_full_leaves_nothing(kernel: FakeKernel, monkeypatch: p
         (cgroup.path / "cgroup.event_control").write_text("")
         monitor.watch(cgroup.path)
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
 
 
 @pytest.mark.parametrize("function", ["memcg_timer_open", "memcg_loop_add"])
@@ -199,7 +199,7 @@ def test_a_wait_that_is_interrupted_waits_on(kernel: FakeKernel, monkeypatch: py
         monitor.watch(cgroup.path)
         cgroup.oom()
         replace_in_lib(monkeypatch, memcg_wait=interrupted)
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
         assert interruptions == []
 
 
@@ -212,8 +212,8 @@ def test_a_wait_that_fails_says_so_and_loses_nothing(kernel: FakeKernel, monkeyp
             replace_in_lib(patch, memcg_wait=lambda *_: -errno.ENOMEM)
             for _ in range(2):
                 with pytest.raises(OSError, match="Cannot allocate memory"):
-                    monitor.wait()
-        assert brief(monitor.wait()) == [("Oom", 2)]
+                    monitor.wait(PATIENCE)
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 2)]
 
 
 def test_an_interruption_on_the_way_back_from_the_core(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +231,9 @@ def test_an_interruption_on_the_way_back_from_the_core(kernel: FakeKernel, monke
         cgroup.oom(2)
         replace_in_lib(monkeypatch, memcg_wait=interrupted)
         with pytest.raises(MemoryError):
-            monitor.wait()
+            monitor.wait(PATIENCE)
         assert readable(monitor.fileno())
-        assert brief(monitor.wait()) == [("Oom", 2)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 2)]
         cgroup.oom(3)
         with pytest.raises(KeyboardInterrupt):
             take(monitor, 1)
@@ -375,7 +375,7 @@ def test_the_spare_descriptor_serves_when_there_is_none(kernel: FakeKernel, monk
         looks.only_while = lambda: hierarchy._spare >= 0
         cgroup.oom()
         cgroup.kill()
-        assert brief(monitor.wait()) == [("Oom", 1), ("OomKill", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1), ("OomKill", 1)]
         assert hierarchy._spare >= 0
 
 

@@ -22,7 +22,7 @@ from tests.fake.fake_kernel import (
     take_until_settled,
     take_while,
 )
-from tests.support import Ledger, readable
+from tests.support import PATIENCE, Ledger, readable
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def test_the_kill_after_the_signal(kernel: FakeKernel) -> None:
     with Monitor(settle=AGES) as monitor:
         watch = monitor.watch(cgroup.path)
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
         cgroup.kill()
-        assert brief(monitor.wait()) == [("OomKill", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("OomKill", 1)]
         # It is still looked at: the next task is killed without a signal.
         cgroup.kill(2)
-        assert brief(monitor.wait()) == [("OomKill", 2)]
+        assert brief(monitor.wait(PATIENCE)) == [("OomKill", 2)]
         assert (watch.ooms, watch.kills) == (1, 3)
 
 
@@ -90,7 +90,7 @@ def test_signal_and_kill_at_the_first_look(kernel: FakeKernel, period: float) ->
         watch = monitor.watch(cgroup.path)
         cgroup.oom()
         cgroup.kill()
-        events = monitor.wait()
+        events = monitor.wait(PATIENCE)
         assert brief(events) == [("Oom", 1), ("OomKill", 1)]
         assert [(type(event), event.watch, event.cgroup) for event in events if isinstance(event, Oom | OomKill)] == [
             (Oom, watch, str(cgroup.path)),
@@ -107,9 +107,9 @@ def test_counts_coalesce(kernel: FakeKernel) -> None:
         cgroup.oom(3)
         cgroup.kill(1)
         cgroup.kill(3)
-        assert brief(monitor.wait()) == [("Oom", 5), ("OomKill", 4)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 5), ("OomKill", 4)]
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
         assert (watch.ooms, watch.kills) == (6, 4)
 
 
@@ -124,7 +124,7 @@ def test_signals_in_the_middle_of_a_settle_prolong_it(kernel: FakeKernel) -> Non
         assert brief(monitor.wait(0)) == [("Oom", 1)]
         assert monitor.wait(0.1) == []  # the first settle is over by now
         cgroup.kill()
-        assert brief(monitor.wait()) == [("OomKill", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("OomKill", 1)]
         assert watch._round is not None
 
 
@@ -343,7 +343,7 @@ def test_unresolved_is_what_no_kill_answered(
         cgroup.oom(ooms)
         events = [] if together else monitor.wait(0)
         cgroup.kill(kills)
-        events += monitor.wait()
+        events += monitor.wait(PATIENCE)
         assert brief(events) == [("Oom", ooms), ("OomKill", kills)]
         cgroup.rmdir()
         cgroup.removal_signal()
@@ -355,7 +355,7 @@ def test_unresolved_no_more_when_settled(kernel: FakeKernel, period: float) -> N
     with Monitor(settle=period, linger=period) as monitor:
         watch = monitor.watch(cgroup.path)
         cgroup.oom(3)
-        assert brief(monitor.wait()) == [("Oom", 3)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 3)]
         assert take_until_settled(monitor, watch) == []
         cgroup.rmdir()
         cgroup.removal_signal()
@@ -368,9 +368,9 @@ def test_a_kill_answers_no_later_oom(kernel: FakeKernel) -> None:
         monitor.watch(cgroup.path)
         cgroup.kill(5)
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1), ("OomKill", 5)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1), ("OomKill", 5)]
         cgroup.oom(2)
-        assert brief(monitor.wait()) == [("Oom", 2)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 2)]
         cgroup.rmdir()
         cgroup.removal_signal()
         assert brief(take(monitor, 1)) == [("Removed", 2)]
@@ -445,11 +445,11 @@ def test_a_closed_watch_hands_out_nothing_more(kernel: FakeKernel) -> None:
         first.close()
         first.close()
         assert first.closed
-        assert brief(monitor.wait(), second) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE), second) == [("Oom", 1)]
         one.oom()
         one.kill()
         other.kill()
-        events = monitor.wait()
+        events = monitor.wait(PATIENCE)
         assert brief(events) == brief(events, second) == [("OomKill", 1)]
         assert monitor.watches == (second,)
 
@@ -472,7 +472,7 @@ def test_a_watch_closed_over_a_removal(kernel: FakeKernel, when: str) -> None:
         monitor._v1._linger = 0
         cgroup.removal_signal()
         other.oom()
-        assert brief(monitor.wait(), second) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE), second) == [("Oom", 1)]
         assert list(monitor._v1.by_key.values()) == [second]
         assert not readable(monitor.fileno())
 
@@ -519,13 +519,13 @@ def test_renamed_while_watched(kernel: FakeKernel) -> None:
         cgroup.rename("new")
         cgroup.oom()
         cgroup.kill()
-        events = monitor.wait()
+        events = monitor.wait(PATIENCE)
         assert brief(events) == [("Oom", 1), ("OomKill", 1)]
         assert {event.cgroup for event in events if isinstance(event, Oom | OomKill)} == {str(kernel.root / "new")}
         assert watch.cgroup == str(kernel.root / "new")
         cgroup.rename("old")
         cgroup.kill()
-        (event,) = monitor.wait()
+        (event,) = monitor.wait(PATIENCE)
         assert isinstance(event, OomKill)
         assert event.cgroup == str(kernel.root / "old")
         cgroup.rmdir()
@@ -547,7 +547,7 @@ def test_a_folder_above_renamed_while_watched(kernel: FakeKernel) -> None:
         cgroup.path = kernel.root / "r" / "s" / "c"
         cgroup.oom()
         cgroup.kill()
-        assert brief(monitor.wait()) == [("Oom", 1), ("OomKill", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1), ("OomKill", 1)]
         assert watch.cgroup == str(cgroup.path)
         cgroup.rmdir()
         cgroup.removal_signal()
@@ -595,8 +595,8 @@ def test_renamed_and_a_namesake_in_its_place(kernel: FakeKernel) -> None:
         cgroup.rename("other")
         namesake = kernel.make("same", kills=9)
         cgroup.oom()
-        assert brief(monitor.wait()) == [("Oom", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("Oom", 1)]
         namesake.kill()
         cgroup.kill()
-        assert brief(monitor.wait()) == [("OomKill", 1)]
+        assert brief(monitor.wait(PATIENCE)) == [("OomKill", 1)]
         assert watch.cgroup == str(kernel.root / "other")
