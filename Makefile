@@ -35,7 +35,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	for file in csrc/*.c tests/*.c benchmarks/limits/*.c; do \
-		gcc $(WARNINGS) -fanalyzer -Icsrc -D_GNU_SOURCE -O2 -c -o /dev/null $$file || exit 1; done
+		gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
 
 sanitize: $(VENV)/ready
 	tools/sanitize.sh $(VENV)

@@ -3,6 +3,7 @@
  * processes at once, at an oom_score_adj. Exits with 0 when it had enough, 1 on an error; with more than one process it
  * waits for all of them.
  */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -89,10 +89,13 @@ static void add(int epoll_fd, const char *cgroup, struct watch *watch)
     must(epoll_ctl(epoll_fd, EPOLL_CTL_ADD, watch->eventfd, &event), "epoll_ctl");
 }
 
+#define MOST 65536 /* as many cgroups as a host can have */
+static char *paths[MOST];
+
 int main(void)
 {
     struct rlimit limit;
-    char **paths = NULL, *line = NULL;
+    char *line = NULL;
     size_t count = 0, room = 0;
     ssize_t length;
     struct watch *watches;
@@ -105,9 +108,9 @@ int main(void)
 
     while ((length = getline(&line, &room, stdin)) > 0) {
         line[strcspn(line, "\n")] = '\0';
-        paths = realloc(paths, (count + 1) * sizeof(*paths));
-        if (!paths || !(paths[count++] = strdup(line)))
+        if (count == MOST || !(paths[count] = strdup(line)))
             err(1, "paths");
+        count++;
     }
     watches = calloc(count, sizeof(*watches));
     if (!watches)
