@@ -166,6 +166,9 @@ class Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        # A watcher that gets no processor meets removals first; that is the machine's doing and not what is tried here.
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
         try:
             if self._wait_pause:
                 while not self.monitor.closed:

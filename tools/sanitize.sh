@@ -45,6 +45,6 @@ echo "-- the tests under ASan and UBSan"
 CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" .
 nm -D "$work"/package/memcg_oom/_native*.so | grep -q __asan
 PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 MEMCG_OOM_ROUNDS="${MEMCG_OOM_ROUNDS:-100}" \
+	ASAN_OPTIONS=detect_leaks=0 MEMCG_OOM_ROUNDS="${MEMCG_OOM_ROUNDS:-100}" MEMCG_OOM_MISSED=0.5 \
 	"$venv/bin/pytest" -q -p no:cacheprovider tests/fake tests/real --deselect tests/fake/test_package.py \
 	--deselect tests/real/test_container.py
