@@ -224,6 +224,8 @@ class Hierarchy:
         while (status := os.stat(step)).st_dev == self.device:
             ids.insert(0, status.st_ino)
             base, step = step, os.path.dirname(step)
+            if step == base:
+                break
         if not ids or ids[-1] != directory_id:
             raise FileNotFoundError(errno.ENOENT, "the cgroup was replaced by another while it was registered", path)
         return base, tuple(ids[1:])

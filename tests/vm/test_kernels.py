@@ -22,7 +22,8 @@ def test_the_real_ring_passes_on_v1(base: Path, suite: str, figure: dict[str, ob
         "v1",
         base,
         # Emulated, so fewer rounds, and those tests in which the kernel has a say.
-        f"MEMCG_OOM_ROUNDS=200 MEMCG_OOM_MISSED=0.5 python3 -m pytest -q --color=no -p no:cacheprovider {' '.join(TESTS)}",
+        "export MEMCG_OOM_ROUNDS=200 MEMCG_OOM_MISSED=0.5\n"
+        f"python3 -m pytest -q --color=no -p no:cacheprovider {' '.join(TESTS)}",
         timeout=900,
     )
     summary = re.search(r"^(\d+) passed.*$", output, re.MULTILINE)
