@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from memcg_oom.command.text import escape
+from memcg_oom.mounts import Mount, memory_mount
 
 # EX_UNAVAILABLE of sysexits(3head).
 UNAVAILABLE = 69
@@ -12,6 +13,21 @@ UNAVAILABLE = 69
 
 class Unavailable(Exception):
     """This host lacks what the command needs; the message says what, and what to do."""
+
+
+def required_mount() -> Mount:
+    """Where the v1 memory hierarchy is mounted.
+
+    Raises:
+        Unavailable: nowhere.
+    """
+    mount = memory_mount()
+    if mount is None:
+        raise Unavailable(
+            "no cgroup v1 memory hierarchy is mounted here, and this release works with no other "
+            "(memcg-oom check says more)"
+        )
+    return mount
 
 
 def words(error: Exception) -> str:

@@ -8,8 +8,8 @@ import time
 from contextlib import contextmanager
 
 from memcg_oom.cgroup import Cgroup
-from memcg_oom.command.errors import Unavailable
-from memcg_oom.mounts import memory_cgroup_of, memory_mount, own_systemd_cgroup
+from memcg_oom.command.errors import Unavailable, required_mount
+from memcg_oom.mounts import memory_cgroup_of, own_systemd_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def scratch(purpose: str, limit: int | None, parent: str | None) -> Iterator[Cgr
 
 def _place() -> str:
     """Below our own cgroup where systemd has handed that over, else at the top of what is mounted."""
-    mount = memory_mount()
-    if mount is None:
-        raise Unavailable(
-            "no cgroup v1 memory hierarchy is mounted here, and this release works with no other "
-            "(memcg-oom check says more)"
-        )
+    mount = required_mount()
     if not os.path.isdir(SYSTEMD):
         return mount.point
     if not _delegated():

@@ -7,11 +7,10 @@ import resource
 import sys
 import time
 
-from memcg_oom.command.errors import Unavailable
+from memcg_oom.command.errors import required_mount
 from memcg_oom.command.text import Printer
 from memcg_oom.hierarchy import ROOT_ID
 from memcg_oom.monitor import Monitor
-from memcg_oom.mounts import memory_mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def watch(cgroups: list[str], tree: bool, as_json: bool, count: int | None, time
     """Prints events until `count` of them are printed or `timeout` seconds are over; returns the exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     if not cgroups:
-        cgroups = [_whole_hierarchy()]
+        cgroups = [required_mount().point]
     _allow_all_fds()
     printer = Printer(as_json)
     printed = 0
@@ -51,16 +50,6 @@ def watch(cgroups: list[str], tree: bool, as_json: bool, count: int | None, time
                     return 0
             if not events and deadline is not None and time.monotonic() >= deadline:
                 return TIMED_OUT
-
-
-def _whole_hierarchy() -> str:
-    mount = memory_mount()
-    if mount is None:
-        raise Unavailable(
-            "no cgroup v1 memory hierarchy is mounted here, and this release watches no other "
-            "(memcg-oom check says more)"
-        )
-    return mount.point
 
 
 def _walk(cgroup: str) -> Iterator[str]:
