@@ -1,6 +1,6 @@
 /*
  * The C API, once: gcc reads this file through memcg_oom.h, cffi reads it as it stands. So it holds plain
- * declarations only: no #include, and no macro but MEMCG_BATCH, which cffi understands.
+ * declarations only: no #include, and no macros but plain numbers, which cffi understands.
  *
  * One convention for all: a result >= 0 is a value, a negative one is -errno. Descriptors and buffers belong to the
  * caller. Nothing here allocates, logs, keeps state or starts a thread, so every function may run in several threads
@@ -21,6 +21,8 @@ enum memcg_step {
 struct memcg_registration {
     int32_t eventfd;       /* the new eventfd, or -errno and nothing left open */
     int32_t step;          /* where it failed: enum memcg_step */
+    int32_t follower;      /* the inotify watch of the cgroup's directory, or -errno */
+    uint32_t children;     /* how many cgroups are in it: read after `follower` stood */
     uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
     uint64_t control_id;   /* st_ino of memory.oom_control, its kernfs id */
     int64_t kills_before;  /* oom_kill, read before the registration stood */
@@ -37,16 +39,20 @@ int memcg_register(const char *cgroup, const char *control_file, const char *arg
 /* Registrations, and so descriptors, that belong to this buffer as long as `count` counts them. */
 struct memcg_registrations {
     int64_t count;
+    int32_t mount_fd;   /* to open the cgroups by their ids, or -1: by their paths */
+    int32_t inotify_fd; /* that is to follow their directories, or -1 */
+    int64_t highest_fd; /* an eventfd above it counts as one too many (EMFILE) */
     struct memcg_registration rows[];
 };
 
 /*
- * Registers `count` cgroups for OOM notifications, with identities and counters, and stops at the first that fails.
- * Returns how many stand, which is in registrations->count too; rows[returned] says why the next one does not. A cgroup
- * that is on another file system than `device` (st_dev) fails with EXDEV, before anything was written.
+ * Registers `count` cgroups for OOM notifications, with identities and counters. A row that failed says why, and has
+ * what was found out before: with a step after MEMCG_STEP_CONTROL_FILE that is all but the eventfd. registrations->count
+ * is `count` in the end. A cgroup on another file system than `device` (st_dev) fails with EXDEV before anything was
+ * written. With `ids` another cgroup than the one meant fails with ESTALE; without (NULL) what is at the path counts.
  */
-int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
-                            struct memcg_registrations *registrations);
+void memcg_register_many(uint64_t device, const uint64_t *ids, const char *paths, size_t count,
+                         struct memcg_registrations *registrations);
 
 /* Closes the eventfds that the buffer counts: what nobody took over ends with it. */
 void memcg_unregister_many(struct memcg_registrations *registrations);
@@ -59,9 +65,13 @@ struct memcg_signal {
 
 #define MEMCG_BATCH 1024
 
+/* In a key: not to be read by memcg_wait(), which only says that there is something to read. */
+#define MEMCG_UNREAD 0x8000000000000000
+
 /* What one memcg_wait() drained. The caller sets `count` to 0 when it has taken everything. */
 struct memcg_batch {
     int64_t count;
+    int64_t unread;  /* how many descriptors with MEMCG_UNREAD in their keys are ready */
     int64_t time_ns; /* CLOCK_MONOTONIC when the wait was over: all that was ready then was read, up to MEMCG_BATCH */
     struct memcg_signal signals[MEMCG_BATCH];
 };
@@ -103,3 +113,27 @@ void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids,
 /* Sets moved[i] to 1 where the path no longer leads to the directory of that id, else to 0. */
 void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                       uint8_t *moved);
+
+/*
+ * The next subdirectories of an open directory, by getdents64(2) into the caller's buffer: their names, each with its
+ * NUL, one behind the other at the start of `names`, and their ids. Returns how many, at most size / MEMCG_ENTRY, which
+ * `ids` must have room for; 0 at the end.
+ */
+int memcg_list(int directory_fd, char *names, size_t size, uint64_t *ids);
+
+#define MEMCG_ENTRY 24 /* bytes: the least that a directory entry takes in the kernel's form */
+
+/* An inotify instance, for directories. */
+int memcg_inotify_open(void);
+
+/* Follows an open directory: creation, removal and renames of what is in it. Returns the watch descriptor. */
+int memcg_inotify_add(int inotify_fd, int directory_fd);
+
+/* The kernel never takes away the watch of a removed cgroup. */
+int memcg_inotify_remove(int inotify_fd, int watch);
+
+/*
+ * A fanotify group with one mark, on the whole file system that `path` is on: creation, removal and renames of
+ * directories, with the parent's file handle and the name. EPERM without CAP_SYS_ADMIN; ENODEV, EINVAL on older kernels.
+ */
+int memcg_fanotify_open(const char *path);

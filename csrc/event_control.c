@@ -69,15 +69,28 @@ int memcg_register(const char *cgroup, const char *control_file, const char *arg
     return registration->eventfd = rc;
 }
 
+static int open_cgroup(int mount_fd, const uint64_t *id, const char *path)
+{
+    int fd;
+
+    if (mount_fd >= 0 && id)
+        return memcg_open_by_id(mount_fd, *id);
+    fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
 /* The identity of the cgroup, its counter before, the registration, its counter after. */
-static int register_oom(uint64_t device, const char *cgroup, struct memcg_registration *registration)
+static int register_oom(const struct memcg_registrations *how, uint64_t device, const uint64_t *id, const char *path,
+                        struct memcg_registration *registration)
 {
     struct stat status;
     int directory_fd, control_fd = -1, event_fd = -1, rc;
 
-    directory_fd = STEP(CGROUP, open(cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC));
+    directory_fd = STEP(CGROUP, open_cgroup(how->mount_fd, id, path));
     if (directory_fd < 0)
-        return -errno;
+        return directory_fd;
+    /* Followed before its children are counted: one that comes later is told of. */
+    registration->follower = how->inotify_fd < 0 ? -EBADF : memcg_inotify_add(how->inotify_fd, directory_fd);
     if (fstat(directory_fd, &status) < 0) {
         rc = -errno;
         goto out;
@@ -86,7 +99,13 @@ static int register_oom(uint64_t device, const char *cgroup, struct memcg_regist
         rc = -EXDEV;
         goto out;
     }
+    if (id && status.st_ino != *id) {
+        rc = -ESTALE;
+        goto out;
+    }
     registration->directory_id = status.st_ino;
+    /* kernfs counts subdirectories (kernfs_refresh_inode()); a file system that does not says 1. */
+    registration->children = status.st_nlink < 2 ? 1 : (uint32_t)status.st_nlink - 2;
 
     control_fd = STEP(CONTROL_FILE, openat(directory_fd, "memory.oom_control", O_RDONLY | O_CLOEXEC));
     if (control_fd < 0 || fstat(control_fd, &status) < 0) {
@@ -96,12 +115,17 @@ static int register_oom(uint64_t device, const char *cgroup, struct memcg_regist
     registration->control_id = status.st_ino;
 
     /* The baseline is read before the registration, so that a kill between the two is seen as one. */
-    registration->kills_before = memcg_read_kills(control_fd);
+    registration->kills_before = registration->kills_after = memcg_read_kills(control_fd);
     if (registration->kills_before < 0) {
         rc = (int)registration->kills_before;
         goto out;
     }
     rc = event_fd = register_event(directory_fd, control_fd, "", registration);
+    if (rc >= 0 && event_fd > how->highest_fd) {
+        registration->step = MEMCG_STEP_EVENTFD;
+        close(event_fd);
+        rc = -EMFILE;
+    }
     if (rc < 0)
         goto out;
     registration->step = MEMCG_STEP_CONTROL_FILE;
@@ -118,19 +142,16 @@ out:
     return rc;
 }
 
-int64_t memcg_register_many(uint64_t device, const char *paths, size_t count,
-                            struct memcg_registrations *registrations)
+void memcg_register_many(uint64_t device, const uint64_t *ids, const char *paths, size_t count,
+                         struct memcg_registrations *registrations)
 {
     registrations->count = 0;
     for (size_t i = 0; i < count; i++, paths += strlen(paths) + 1) {
         struct memcg_registration *row = &registrations->rows[i];
 
-        row->eventfd = register_oom(device, paths, row);
-        if (row->eventfd < 0)
-            break;
+        row->eventfd = register_oom(registrations, device, ids ? &ids[i] : NULL, paths, row);
         registrations->count++;
     }
-    return registrations->count;
 }
 
 void memcg_unregister_many(struct memcg_registrations *registrations)
@@ -138,7 +159,7 @@ void memcg_unregister_many(struct memcg_registrations *registrations)
     while (registrations->count > 0) {
         int fd = registrations->rows[--registrations->count].eventfd;
 
-        if (fd >= 0) /* -1 where it was given up before */
+        if (fd >= 0) /* a failed one, or one that was given up */
             close(fd);
     }
 }

@@ -34,7 +34,7 @@ int memcg_wait(int epoll_fd, int timeout_ms, struct memcg_batch *batch)
     struct timespec now;
     int ready;
 
-    batch->count = 0;
+    batch->count = batch->unread = 0;
     ready = epoll_wait(epoll_fd, events, MEMCG_BATCH, timeout_ms);
     if (ready < 0)
         return -errno;
@@ -45,6 +45,10 @@ int memcg_wait(int epoll_fd, int timeout_ms, struct memcg_batch *batch)
         struct memcg_signal *signal = &batch->signals[batch->count];
 
         signal->key = events[i].data.u64;
+        if (signal->key & MEMCG_UNREAD) {
+            batch->unread++;
+            continue;
+        }
         /* eventfds and timerfds alike hold one 64-bit count. EAGAIN: a timer that was armed anew meanwhile. */
         if (read(key_to_fd(signal->key), &signal->count, sizeof(signal->count)) == sizeof(signal->count))
             batch->count++;

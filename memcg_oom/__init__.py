@@ -7,13 +7,15 @@ from memcg_oom._version import __version__
 from memcg_oom.cgroup import Cgroup, OomControl
 from memcg_oom.errors import MemcgError, NotACgroupError, RootCgroupError, UnsupportedError
 from memcg_oom.eventfd import EventFD, register
-from memcg_oom.events import CgroupEvent, Degraded, Event, Oom, OomKill, Removed
+from memcg_oom.events import CgroupEvent, Created, Degraded, Event, Oom, OomKill, Removed, Unattributed
 from memcg_oom.monitor import Monitor
+from memcg_oom.tree import TreeWatch
 from memcg_oom.watch import Watch
 
 __all__ = [
     "Cgroup",
     "CgroupEvent",
+    "Created",
     "Degraded",
     "Event",
     "EventFD",
@@ -25,6 +27,8 @@ __all__ = [
     "OomKill",
     "Removed",
     "RootCgroupError",
+    "TreeWatch",
+    "Unattributed",
     "UnsupportedError",
     "Watch",
     "__version__",

@@ -129,6 +129,29 @@ class Removed(CgroupEvent):
         _set(self, "unresolved", unresolved)
 
 
+class Created(CgroupEvent):
+    """A tree has found a cgroup that was not there when it began; the first event of its watch."""
+
+    __slots__ = ()
+
+
+class Unattributed(Event):
+    """The host killed tasks for want of memory that no cgroup's counter shows: theirs came and went unseen.
+
+    Told only by a tree that covers a whole hierarchy, from its root.
+
+    Attributes:
+        count: how many, by oom_kill in /proc/vmstat.
+    """
+
+    __slots__ = ("count",)
+    count: int
+
+    def __init__(self, *, time_ns: int, count: int) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "count", count)
+
+
 class Degraded(Event):
     """Something that the monitor cannot do on this host as it is; said once for each cause.
 

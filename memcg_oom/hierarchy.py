@@ -11,14 +11,17 @@ from __future__ import annotations
 import errno
 import os
 from array import array
+from contextlib import contextmanager
 
 from memcg_oom._native import ffi, lib
+from memcg_oom.commit import close_all
+from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import directory_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from memcg_oom.mounts import Mount
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
 # Out of descriptors: this process, the system.
 NO_FDS = frozenset({errno.EMFILE, errno.ENFILE})
+
+# Bytes of directory entries that are listed at once.
+_LISTING = 1 << 16
 
 # kernfs gives the root of a hierarchy the first id (cgroup_setup_root() relies on it); a namespace's root has another.
 ROOT_ID = 1
@@ -73,20 +79,19 @@ class Hierarchy:
         self.device = directory_status(path).st_dev
         self.mount: Mount = mount_of(path, self.device)
         self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._spare = -1
+        self._door = [self._fd]  # as long as it is open
+        self._spare: list[int] = []  # one, or none while it is given up
         try:
             self.by_id = self._can_open_by_id()
-            self._spare = os.dup(self._fd)
+            self._take_spare()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Gives both descriptors up; harmless in a forked child too."""
-        for fd in (self._fd, self._spare):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._spare = -1
+        """Gives both descriptors up; harmless when done again, and in a forked child too."""
+        close_all(self._spare)
+        close_all(self._door)
 
     def _can_open_by_id(self) -> bool:
         """Tries it on the mount's own root: privilege, kernel and file system decide, so nothing else is asked."""
@@ -101,6 +106,16 @@ class Hierarchy:
         finally:
             os.close(fd)
 
+    @property
+    def id_fd(self) -> int:
+        """The descriptor that ids are resolved through, or -1 where they cannot be."""
+        return self._fd if self.by_id else -1
+
+    @staticmethod
+    def is_root(directory_id: int) -> bool:
+        """Whether that is the root of the hierarchy, which the kernel never signals."""
+        return directory_id == ROOT_ID
+
     def place(self, path: str, directory_id: int, control_id: int) -> Place:
         """Where the cgroup is that was just found at `path`.
 
@@ -110,6 +125,73 @@ class Hierarchy:
         if self.by_id:
             return Place(path, directory_id, control_id)
         return Place(path, directory_id, control_id, *self._lineage(path, directory_id))
+
+    def find(self, path: str) -> Place:
+        """Where the cgroup is that has this path now.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: there is none.
+            NotACgroupError, UnsupportedError: it is not in this hierarchy.
+        """
+        status = directory_status(path)
+        if status.st_dev != self.device:
+            mount_of(path, status.st_dev)
+            raise NotACgroupError(errno.EXDEV, "not in the memory hierarchy of what is watched already", path)
+        control = os.stat(os.path.join(path, "memory.oom_control"))
+        return self.place(path, status.st_ino, control.st_ino)
+
+    def child(self, parent: Place, name: str, directory_id: int, control_id: int) -> Place:
+        """Where a cgroup is that was found in the directory of another."""
+        path = f"{parent.path.rstrip('/')}/{name}"
+        if self.by_id:
+            return Place(path, directory_id, control_id)
+        return Place(path, directory_id, control_id, parent.base, (*parent.lineage, directory_id))
+
+    @contextmanager
+    def directory(self, place: Place) -> Iterator[int]:
+        """The open directory of a cgroup: that very one, wherever it is now.
+
+        Raises:
+            OSError: an errno of GONE: it was removed.
+        """
+        fd = self._open_directory(place)
+        if -fd in NO_FDS and self._spare:
+            self._give_up_spare()
+            fd = self._open_directory(place)
+        try:
+            yield check(fd, place.path)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+            self._take_spare()
+
+    def _open_directory(self, place: Place) -> int:
+        if self.by_id:
+            return lib.memcg_open_by_id(self._fd, place.directory_id)
+        try:
+            if self._moved([place])[0]:
+                path = self._path_by_lineage(place)
+                if path is None:
+                    return -errno.ESTALE
+                place.path = path
+            fd = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        if os.fstat(fd).st_ino == place.directory_id:
+            return fd
+        os.close(fd)
+        return -errno.EAGAIN  # renamed on the way
+
+    @staticmethod
+    def children(directory_fd: int) -> list[tuple[str, int]]:
+        """The names and ids of the cgroups in an open directory."""
+        found: list[tuple[str, int]] = []
+        names = ffi.new("char[]", _LISTING)
+        ids = ffi.new("uint64_t[]", _LISTING // lib.MEMCG_ENTRY)
+        while count := check(lib.memcg_list(directory_fd, names, _LISTING, ids), "getdents64"):
+            listed = os.fsdecode(bytes(ffi.buffer(names))).split("\0", count)[:count]
+            found += zip(listed, ffi.unpack(ids, count), strict=True)
+        return found
 
     def look(self, places: Sequence[Place]) -> list[int]:
         """Reads the oom_kill counter of each cgroup: a count, or -errno.
@@ -132,8 +214,7 @@ class Hierarchy:
         elif gone:
             for i in gone:
                 kills[i] = self._look_elsewhere(places[i])
-        if self._spare < 0:
-            self._take_spare()
+        self._take_spare()
         return kills
 
     def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
@@ -151,17 +232,16 @@ class Hierarchy:
         return kills.tolist()
 
     def _give_up_spare(self) -> None:
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
+        close_all(self._spare)
 
     def _take_spare(self) -> None:
-        try:
-            self._spare = os.dup(self._fd)
-        except OSError as error:
-            if error.errno not in NO_FDS:
-                raise
-            # Somebody was faster; the next look tries again.
+        if not self._spare:
+            try:
+                self._spare.append(os.dup(self._fd))
+            except OSError as error:
+                if error.errno not in NO_FDS:
+                    raise
+                # Somebody was faster; the next look tries again.
 
     def follow(self, places: Sequence[Place]) -> None:
         """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
@@ -204,7 +284,7 @@ class Hierarchy:
             try:
                 path = self._path_by_lineage(place)
             except OSError as error:
-                if error.errno in NO_FDS and self._spare >= 0:
+                if error.errno in NO_FDS and self._spare:
                     self._give_up_spare()
                 elif error.errno not in GONE:  # a directory on the way may be renamed under the search
                     return -(error.errno or errno.EIO)

@@ -13,13 +13,19 @@ import warnings
 import weakref
 
 from memcg_oom._native import ffi, lib
-from memcg_oom.commit import Outbox, commit
+from memcg_oom.audit import Audit
+from memcg_oom.commit import Outbox, close_all, commit
+from memcg_oom.complaints import Complaints
+from memcg_oom.discovery import Discovery
 from memcg_oom.errors import check, os_error
-from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.hierarchy import ROOT_ID, Hierarchy
+from memcg_oom.ledger import Ledger
 from memcg_oom.paths import absolute
-from memcg_oom.registration import Registrations
-from memcg_oom.v1 import V1Watches
-from memcg_oom.watch import Watch
+from memcg_oom.registration import Registrations, registered
+from memcg_oom.search import Search
+from memcg_oom.sources import check_kind
+from memcg_oom.tree import TreeWatch
+from memcg_oom.v1 import Found, V1Watches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,11 +36,11 @@ if TYPE_CHECKING:
 
     from memcg_oom.events import Event
     from memcg_oom.paths import StrPath
+    from memcg_oom.watch import Watch
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
 _LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
 _FOR_EVER = 2.0**61  # nanoseconds: 73 years, and two of them still fit what the kernel takes
-_SERIALS = 2**32  # the high half of a key
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
 
@@ -49,19 +55,29 @@ class Monitor:
     another is in wait(); a second wait() meanwhile raises RuntimeError. wake() and close() may be called from a signal
     handler as well. After fork(2) the child's copy is closed and the parent's works on.
 
+    A kill may come without any signal: the whole host ran out of memory, say. So whenever the kernel log tells of one,
+    or each `audit` seconds where the log may not be read, the host's own count of kills is compared with what was told;
+    if some are missing, the counters of all watched cgroups are read.
+
     Args:
         settle: seconds for which a cgroup is looked at after its last OOM notification: the kernel signals before it
             kills, up to 74 ms before in trials.
         linger: seconds for which the signals of a removed cgroup are awaited after the last one: the kernel sends
             the removal's own 12 to 127 ms after rmdir(2) returned.
+        audit: seconds between two audits where something can be found by them alone; None: no audits at all, no log and
+            no timer. Then a kill without a signal is told when its cgroup is next looked at for another reason.
 
     Raises:
-        ValueError: a period that is negative, NaN or infinite.
-        OSError: no descriptors left (EMFILE); it takes three, two more with the first watch, and one a watch.
+        ValueError: a period that is negative, NaN or infinite; an audit period of 0.
+        OSError: no descriptors left (EMFILE); it takes three, four more with the first watch, one more with the first
+            tree, and one a watch.
     """
 
-    def __init__(self, *, settle: float = 0.5, linger: float = 0.25) -> None:
-        periods = [_nanoseconds("settle", settle), _nanoseconds("linger", linger)]
+    def __init__(self, *, settle: float = 0.5, linger: float = 0.25, audit: float | None = 1.0) -> None:
+        settle_ns, linger_ns = _nanoseconds("settle", settle), _nanoseconds("linger", linger)
+        audit_ns = 0 if audit is None else _nanoseconds("audit", audit)
+        if audit is not None and not audit_ns:
+            raise ValueError("audit must be None or a number of seconds above 0")
         self._closing = True  # until there is something to close
         # Taken with `with` alone: a lock written in C is entered and left in one step, which no signal handler can come
         # into. Whoever leaves it last after close() frees the descriptors: hence `with self._leaving, self._lock`.
@@ -70,7 +86,6 @@ class Monitor:
         self._waiting = False
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
-        self._serial = 0
         self._unread: list[int] = []  # descriptors to close when no wait() is under way
         self._batch = ffi.new("struct memcg_batch *")
         self._outbox = Outbox()
@@ -81,11 +96,31 @@ class Monitor:
             self._bell = _Bell()
             self._timer = check(lib.memcg_timer_open(), "timerfd")
             self._armed = 0
-            self._add_to_loop([self._bell.fd, self._timer])
+            complaints = Complaints()
+            ledger = Ledger()
+            self._v1 = V1Watches(
+                epoll=self._epoll,
+                outbox=self._outbox,
+                complaints=complaints,
+                ledger=ledger,
+                unread=self._unread,
+                settle=settle_ns,
+                linger=linger_ns,
+            )
+            self._discovery = Discovery(self, self._v1, complaints)
+            self._v1.let_go = self._discovery.let_go
+            self._audit = Audit(
+                watches=self._v1,
+                discovery=self._discovery,
+                complaints=complaints,
+                ledger=ledger,
+                settle=settle_ns,
+                period=audit_ns,
+            )
+            self._v1.add_to_loop([self._bell.fd, self._timer])
         except BaseException:
             self._release()
             raise
-        self._v1 = V1Watches(self._epoll, self._outbox, self._unread, *periods)
         self._closing = False
         _monitors.add(self)
 
@@ -126,55 +161,149 @@ class Monitor:
             OSError, ValueError: as watch(); then none of them is watched and no descriptor is left behind.
         """
         paths = [absolute(cgroup) for cgroup in cgroups]
-        with self._leaving, self._lock:
-            self._check_open()
-            hierarchy = self._v1.hierarchy
-        opened = None
+        hierarchy, opened = self._hierarchy(paths, skip_gone)
         if hierarchy is None:
-            hierarchy = opened = _open_hierarchy(paths, skip_gone)
-            if hierarchy is None:
-                return []  # nothing given, or all of them gone
-        watches: list[Watch] = []
+            return []  # nothing given, or all of them gone
         registrations: Registrations | None = None
         try:
-            registrations = Registrations(hierarchy, paths, skip_gone)
+            registrations = Registrations(hierarchy, paths)
+            found = [
+                Found(place, one.eventfd, one.kills_before, one.kills_after)
+                for one, place in registered(hierarchy, registrations, skip_gone)
+            ]
             with self._leaving, self._lock:
-                self._check_open()
-                watches = [
-                    Watch(self, one.place, self._key(one.eventfd), one.kills_before) for one in registrations.all
-                ]
-                self._add_to_loop([watch._key for watch in watches])
-                if self._v1.hierarchy is None:
-                    self._v1.hierarchy, opened = opened, None
-                self._v1.add(watches, registrations)
+                self._begin(opened)
+                watches = self._v1.watch(self, found, [registrations])
                 self._arm()
         except BaseException:
-            for watch in watches:
-                if watch.closed:
-                    self._v1.by_key.pop(watch._key, None)
             if registrations is not None:
                 registrations.undo()
             raise
         finally:
-            if opened is not None:
+            if opened is not None and opened is not self._v1.hierarchy:
                 opened.close()
         return watches
 
-    @property
-    def watches(self) -> tuple[Watch, ...]:
-        """All watches that are neither closed nor of removed cgroups."""
+    def watch_tree(self, root: StrPath, *, source: str | None = None) -> TreeWatch:
+        """Watches a cgroup, all that are in it, and all that will be, until the tree is closed.
+
+        A cgroup that appears is told of by Created, and watched from its beginning: what was killed in it before its
+        watch stood is told too. When descriptors run out the tree goes on with counters alone, see TreeWatch.polled.
+        With the hierarchy's root it covers the host: every kill is told with its cgroup, or, if that came and went
+        unseen, as Unattributed.
+
+        Args:
+            root: the path of its directory. The hierarchy's root is taken for all that is below it.
+            source: who is to tell of new cgroups: "fanotify", "inotify" (see TreeWatch.source), None for the best.
+
+        Raises:
+            FileNotFoundError: the root does not exist, or was removed meanwhile.
+            NotADirectoryError: a file.
+            NotACgroupError: not a cgroup, or one of a hierarchy without the memory controller.
+            UnsupportedError: a cgroup v2.
+            OSError: it cannot be read; the source asked for is not to be had; no descriptors at all are left.
+            ValueError: an empty path, one with a NUL, no such source, or the monitor is closed.
+        """
+        path = absolute(root)
+        check_kind(source)
+        hierarchy, opened = self._hierarchy([path], skip_gone=False)
+        assert hierarchy is not None  # what does not exist was an error
+        tree: TreeWatch | None = None
+        search: Search | None = None
+        try:
+            place = hierarchy.find(path)
+            with self._leaving, self._lock:
+                self._begin(opened)
+                tree = TreeWatch(self, place, self._discovery.open_source(source))
+                self._discovery.begin(tree)
+            search = Search(hierarchy, self._v1, tree)
+            search.scan()
+            with self._leaving, self._lock:
+                self._check_open()
+                covers = hierarchy.is_root(place.directory_id) and self._v1.covering is None
+                self._discovery.scanned(search, [(self._v1, "covering", tree)] if covers else [])
+                if covers:
+                    self._audit.cover()
+                self._arm()
+        except BaseException as error:
+            if search is not None:
+                search.undo()
+            if tree is not None:
+                self._unwatch_tree(tree)
+            if isinstance(error, OSError):
+                self._check_open()  # what failed may have been closed by another thread
+            raise
+        finally:
+            if opened is not None and opened is not self._v1.hierarchy:
+                opened.close()
+        return tree
+
+    def _hierarchy(self, paths: list[str], skip_gone: bool) -> tuple[Hierarchy | None, Hierarchy | None]:
+        """The hierarchy that the first of the cgroups is in, and once more if it was opened for this."""
         with self._leaving, self._lock:
             self._check_open()
-            return tuple(watch for watch in self._v1.by_key.values() if not watch.removed)
+            hierarchy = self._v1.hierarchy
+        if hierarchy is not None:
+            return hierarchy, None
+        opened = _open_hierarchy(paths, skip_gone)
+        return opened, opened
+
+    def _begin(self, opened: Hierarchy | None) -> None:
+        """What the first watch brings along; the lock is held."""
+        self._check_open()
+        if self._v1.hierarchy is None:
+            changes = self._audit.open(lambda fd: self._v1.add_to_loop([self._v1.key(fd, lib.MEMCG_UNREAD)]))
+            commit([*changes, (self._v1, "hierarchy", opened)])
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """All watches that are neither closed nor of removed cgroups, those of trees included."""
+        with self._leaving, self._lock:
+            self._check_open()
+            return tuple(watch for watch in self._v1.by_key.values() if self._is_shown(watch))
+
+    def _is_shown(self, watch: Watch) -> bool:
+        """Whether it is one that users know of: not of a removed cgroup, nor of the hierarchy's root."""
+        return not (watch.removed or watch.closed or watch._place.directory_id == ROOT_ID)
+
+    def _members(self, tree: TreeWatch) -> list[Watch]:
+        with self._leaving, self._lock:
+            return [watch for watch in tree._members.values() if watch._tree is tree and self._is_shown(watch)]
+
+    def _total(self, tree: TreeWatch, past: str, present: str) -> int:
+        """A tree's total: of the members that it had, and of those that it has."""
+        with self._leaving, self._lock:
+            members = [watch for watch in tree._members.values() if watch._tree is tree]
+            total: int = getattr(tree, past) + sum(getattr(watch, present) for watch in members)
+            return total
 
     def _unwatch(self, watch: Watch) -> None:
         if self._closing:
             return
         with self._leaving, self._lock:
             if not watch.closed:
+                if watch._tree is not None and not watch.removed:
+                    watch._tree._left_out.add(watch)
                 self._v1.forget(watch)
                 commit([(watch, "closed", True), (watch, "_round", None)])
                 self._bury()
+
+    def _unwatch_tree(self, tree: TreeWatch) -> None:
+        """Ends a tree, in whatever state."""
+        if self._closing:
+            return
+        with self._leaving, self._lock:
+            members = list(tree._members.values())
+            commit([(watch, "closed", True) for watch in members] + [(tree, "closed", True), (tree, "_backlog", None)])
+            for source in self._discovery.end(tree):
+                if source.fd >= 0:
+                    self._v1.leave_loop(source.fd)
+            for watch in members:
+                self._v1.forget(watch)
+            if self._v1.covering is tree:
+                self._v1.covering = self._discovery.covering()
+                self._audit.cover()
+            self._bury()
 
     # -- waiting
 
@@ -255,6 +384,8 @@ class Monitor:
 
     def _pass_until(self, deadline: float | None) -> None:
         while True:
+            # Here, and not on the way from a wake-up to its return: whatever was told before was handed out.
+            self._audit_if_due()
             # What an exception left behind in the batch comes first.
             timeout = 0 if self._outbox or self._woken or self._batch.count else _milliseconds(deadline)
             self._pass(timeout)
@@ -278,13 +409,28 @@ class Monitor:
                 return
             batch = self._batch
             now = batch.time_ns
-            full = batch.count == lib.MEMCG_BATCH
+            full = batch.count + batch.unread == lib.MEMCG_BATCH
             if batch.count:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
-                self._v1.absorb(signals, now, (batch, "count", 0))
+                if self._v1.absorb(signals, now, (batch, "count", 0)):
+                    self._audit.call(now)
+            if batch.unread:
+                self._discovery.hear()
+                self._audit.hear(now)
+            # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at.
             self._v1.due(now, drained=not full)
+            self._discovery.discover()
             self._arm()
             self._bury(waiting=False)
+
+    def _audit_if_due(self) -> None:
+        now = time.monotonic_ns()
+        if self._audit.due and self._audit.due <= now and not (self._outbox or self._batch.count):
+            with self._leaving, self._lock:
+                if not self._closing:
+                    self._audit.step(now)
+                    self._arm()
+                    self._bury(waiting=False)
 
     def _come_out(self) -> None:
         with self._leaving, self._lock:
@@ -436,9 +582,16 @@ class Monitor:
         v1 = getattr(self, "_v1", None)
         if v1 is not None:
             open_watches = [watch for watch in v1.by_key.values() if not watch.closed]
-            fds += [watch._eventfd for watch in open_watches] + self._unread
+            fds += [watch._eventfd for watch in open_watches if not watch.polled] + self._unread
             commit([(watch, "closed", True) for watch in open_watches])
+            trees = self._discovery.trees
+            commit([(tree, "closed", True) for tree in trees])
+            fds += [source.fd for source in self._discovery.sources.values() if source.fd >= 0]
+            self._discovery.sources.clear()
+            self._audit.close()
+            trees.clear()
             v1.by_key.clear()
+            v1.polled.clear()
             self._unread.clear()
             if v1.hierarchy is not None:
                 v1.hierarchy.close()
@@ -448,16 +601,11 @@ class Monitor:
 
     # -- descriptors
 
-    def _key(self, fd: int) -> int:
-        self._serial = (self._serial + 1) % _SERIALS
-        return self._serial << 32 | fd
-
-    def _add_to_loop(self, keys: list[int]) -> None:
-        check(lib.memcg_loop_add(self._epoll.fileno(), keys, len(keys)), "epoll")
-
     def _arm(self) -> None:
-        due = self._v1.next_due
-        if due != self._armed:
+        dues = [due for due in (self._v1.next_due, self._audit.next_due()) if due]
+        due = min(dues, default=0)
+        # What is due already may have been read from the timer just now.
+        if due != self._armed or 0 < due <= self._batch.time_ns:
             check(lib.memcg_timer_arm(self._timer, due), "timerfd")
             self._armed = due
 
@@ -470,8 +618,7 @@ class Monitor:
             if self._waiting if waiting is None else waiting:
                 self._ring()
             else:
-                # Taken off and closed in one step, like commit().
-                any(map(os.close, map(self._unread.pop, [-1] * len(self._unread))))
+                close_all(self._unread)
 
 
 class _Bell:

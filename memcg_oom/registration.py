@@ -1,4 +1,4 @@
-"""Registering many cgroups at once, on all cores, all or nothing; and saying in words why one could not be."""
+"""Registering many cgroups at once, on all cores; and saying in words why one could not be."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import struct
-import threading
 import time
+from array import array
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.errors import RootCgroupError, UnsupportedError, os_error
-from memcg_oom.hierarchy import GONE, NO_FDS, ROOT_ID, pack_paths
+from memcg_oom.hierarchy import GONE, NO_FDS, pack_paths
 from memcg_oom.mounts import mount_of
+from memcg_oom.threads import processors, side_by_side
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,28 +25,62 @@ if TYPE_CHECKING:
 # Below this many a thread costs more than it saves.
 SLICE = 256
 
-# struct memcg_registration, taken over whole.
-_ROW = struct.Struct("=iiQQqq")
-_COUNT = struct.Struct("=q")  # what stands before the rows
+# struct memcg_registration, taken over whole; and what stands before the rows of struct memcg_registrations.
+_ROW = struct.Struct("=iiiIQQqq")
+_HEAD = struct.Struct("=qiiq")
+
+_NO_LIMIT = 2**31 - 1  # no descriptor is above it
 
 
 class Registration:
-    """One cgroup's: its eventfd, where it is, its oom_kill counter before and after.
+    """What came of one cgroup.
 
     The eventfd belongs to the Registrations that this is of, until they are handed over.
+
+    Attributes:
+        path: as given.
+        eventfd: its eventfd, or -errno.
+        step: where it failed.
+        follower: the inotify watch of its directory, or -errno.
+        children: how many cgroups are in it.
+        directory_id: the kernfs id of its directory; 0 where not even that was found.
+        control_id: that of its memory.oom_control; 0 likewise.
+        kills_before: its oom_kill counter before it was registered.
+        kills_after: and after.
     """
 
-    __slots__ = ("place", "eventfd", "kills_before", "kills_after")
+    __slots__ = (
+        "path",
+        "eventfd",
+        "step",
+        "follower",
+        "children",
+        "directory_id",
+        "control_id",
+        "kills_before",
+        "kills_after",
+    )
 
-    def __init__(self, place: Place, eventfd: int, kills_before: int, kills_after: int) -> None:
-        self.place = place
-        self.eventfd = eventfd
-        self.kills_before = kills_before
-        self.kills_after = kills_after
+    def __init__(self, path: str, row: tuple[int, ...]) -> None:
+        self.path = path
+        (
+            self.eventfd,
+            self.step,
+            self.follower,
+            self.children,
+            self.directory_id,
+            self.control_id,
+            self.kills_before,
+            self.kills_after,
+        ) = row
+
+    def error(self) -> OSError:
+        """Why it failed, in words."""
+        return registration_error(-self.eventfd, self.step, self.path, "memory.oom_control")
 
 
 class Registrations:
-    """Cgroups registered for their OOM notifications, all or none; several threads share the work.
+    """Cgroups registered for their OOM notifications; several threads share the work.
 
     The descriptors are in buffers that close them when they are freed. So whatever happens on the way, wherever an
     exception comes from: unless the changes of hand_over() are committed, nothing of this stays behind.
@@ -56,108 +91,107 @@ class Registrations:
     Args:
         hierarchy: that the cgroups are in.
         paths: absolute paths.
-        skip_gone: leave out those that do not exist, instead of failing.
-
-    Raises:
-        OSError: one could not be registered.
+        ids: the kernfs ids of their directories; what is at a path counts only if it has the id. None: it counts.
+        inotify_fd: an inotify instance that is to follow their directories, or -1.
+        highest_fd: an eventfd above it counts as one too many.
     """
 
-    def __init__(self, hierarchy: Hierarchy, paths: Sequence[str], skip_gone: bool) -> None:
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        paths: Sequence[str],
+        ids: Sequence[int] | None = None,
+        *,
+        inotify_fd: int = -1,
+        highest_fd: int = _NO_LIMIT,
+    ) -> None:
         if len(paths) >= SLICE:
             _grow_descriptor_table(len(paths))
-        threads = max(1, min(len(os.sched_getaffinity(0)), len(paths) // SLICE))
+        threads = max(1, min(processors(), len(paths) // SLICE))
         size = -(-len(paths) // threads)
+        how = {"count": 0, "mount_fd": hierarchy.id_fd, "inotify_fd": inotify_fd, "highest_fd": highest_fd}
         self._slices = [
-            _Slice(hierarchy, paths[start : start + size], skip_gone) for start in range(0, len(paths), size)
+            _Slice(
+                hierarchy.device, paths[start : start + size], None if ids is None else ids[start : start + size], how
+            )
+            for start in range(0, len(paths), size or 1)
         ]
         # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
-        helpers = [
-            threading.Thread(target=one.run_aside, name="memcg_oom-register", daemon=True) for one in self._slices[1:]
-        ]
         try:
-            for helper in helpers:
-                helper.start()
-            self._slices[0].run()
+            side_by_side([one.run for one in self._slices])
         except BaseException:
-            self._join(helpers)
             self.undo()
             raise
-        self._join(helpers)
-        for one in self._slices:
-            if one.error is not None:
-                self.undo()
-                raise one.error
-        self.all = [registration for one in self._slices for registration in one.registrations]
+        self.all = [registration for one in self._slices for registration in one.registrations()]
 
-    @staticmethod
-    def _join(helpers: list[threading.Thread]) -> None:
-        for helper in helpers:
-            if helper.ident is not None:  # it was started
-                helper.join()
+    def give_up(self, index: int) -> None:
+        """Closes one of them."""
+        for one in self._slices:
+            if index < len(one.paths):
+                os.close(one.buffer.rows[index].eventfd)
+                one.buffer.rows[index].eventfd = -1
+                return
+            index -= len(one.paths)
 
     def undo(self) -> None:
         """Closes at once what was not handed over; an exception that somebody keeps would keep the buffers."""
         for one in self._slices:
-            for buffer in one.buffers:
-                lib.memcg_unregister_many(buffer)
+            lib.memcg_unregister_many(one.buffer)
 
     def hand_over(self) -> list[Change]:
         """The changes by which the descriptors belong to somebody else."""
-        return [(buffer, "count", 0) for one in self._slices for buffer in one.buffers]
+        return [(one.buffer, "count", 0) for one in self._slices]
 
 
 class _Slice:
     """What one thread registers."""
 
-    def __init__(self, hierarchy: Hierarchy, paths: Sequence[str], skip_gone: bool) -> None:
-        self.registrations: list[Registration] = []
-        self.buffers: list[ffi.CData] = []
-        self.error: Exception | None = None
-        self._hierarchy = hierarchy
-        self._paths = paths
-        self._skip_gone = skip_gone
-
-    def run_aside(self) -> None:
-        """Runs in a thread of its own; the error is raised again in the caller's."""
-        try:
-            self.run()
-        except Exception as error:
-            self.error = error.with_traceback(None)  # without its frames, which would keep the buffers
+    def __init__(self, device: int, paths: Sequence[str], ids: Sequence[int] | None, how: dict[str, int]) -> None:
+        self.paths = paths
+        self.buffer = ffi.gc(
+            ffi.new("struct memcg_registrations *", {**how, "rows": len(paths)}), lib.memcg_unregister_many
+        )
+        self._device = device
+        self._packed = pack_paths(paths)
+        self._ids = None if ids is None else array("Q", ids)
 
     def run(self) -> None:
-        paths = self._paths
-        while paths:
-            buffer = ffi.gc(
-                ffi.new("struct memcg_registrations *", {"count": 0, "rows": len(paths)}), lib.memcg_unregister_many
-            )
-            self.buffers.append(buffer)
-            device = self._hierarchy.device
-            done = lib.memcg_register_many(device, ffi.from_buffer(pack_paths(paths)), len(paths), buffer)
-            size = _COUNT.size + min(done + 1, len(paths)) * _ROW.size
-            rows = list(_ROW.iter_unpack(ffi.buffer(buffer, size)[_COUNT.size :]))
-            for index in range(done):
-                self._take(buffer, index, paths[index], rows[index])
-            if done == len(paths):
-                return
-            failed, step = rows[done][:2]
-            error = registration_error(-failed, step, paths[done], "memory.oom_control")
-            if not (self._skip_gone and isinstance(error, FileNotFoundError) and error.filename == paths[done]):
-                raise error
-            paths = paths[done + 1 :]
+        """Registers them; in a thread of its own, or not."""
+        ids = ffi.NULL if self._ids is None else ffi.from_buffer("uint64_t[]", self._ids)
+        lib.memcg_register_many(self._device, ids, ffi.from_buffer(self._packed), len(self.paths), self.buffer)
 
-    def _take(self, buffer: ffi.CData, index: int, path: str, row: tuple[int, ...]) -> None:
-        eventfd, _, directory_id, control_id, kills_before, kills_after = row
-        if directory_id == ROOT_ID:
-            raise root_error(path)
+    def registrations(self) -> list[Registration]:
+        """What came of them."""
+        data = ffi.buffer(self.buffer, _HEAD.size + len(self.paths) * _ROW.size)
+        rows = _ROW.iter_unpack(data[_HEAD.size :])
+        return [Registration(path, row) for path, row in zip(self.paths, rows, strict=True)]
+
+
+def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bool) -> list[tuple[Registration, Place]]:
+    """All that were registered, each with its place.
+
+    Args:
+        hierarchy: that they are in.
+        registrations: by path.
+        skip_gone: leave out those that do not exist, instead of failing.
+
+    Raises:
+        OSError: one could not be registered.
+    """
+    found = []
+    for index, one in enumerate(registrations.all):
         try:
-            place = self._hierarchy.place(path, directory_id, control_id)
-        except FileNotFoundError:
-            if not self._skip_gone:
+            if one.eventfd < 0:
+                raise one.error()
+            if hierarchy.is_root(one.directory_id):
+                raise root_error(one.path)
+            found.append((one, hierarchy.place(one.path, one.directory_id, one.control_id)))
+        except FileNotFoundError as error:
+            if not skip_gone or error.filename != one.path:
                 raise
-            buffer.rows[index].eventfd = -1
-            os.close(eventfd)
-            return
-        self.registrations.append(Registration(place, eventfd, kills_before, kills_after))
+            if one.eventfd >= 0:
+                registrations.give_up(index)
+    return found
 
 
 def _grow_descriptor_table(count: int) -> None:

@@ -22,14 +22,18 @@ class Round:
         watches: all that ever joined.
         deadline: in nanoseconds of CLOCK_MONOTONIC; the last look is at or after it.
         step: how many looks there were; None for a round that only waits for its deadline.
+        host: the host's count of kills, as of the last look; None before the first.
+        again: whether it had moved then.
     """
 
-    __slots__ = ("watches", "deadline", "step")
+    __slots__ = ("watches", "deadline", "step", "host", "again")
 
     def __init__(self, watches: list[Watch], deadline: int, step: int | None) -> None:
         self.watches = watches
         self.deadline = deadline
         self.step = step
+        self.host: int | None = None
+        self.again = False
 
     def join(self) -> list[Change]:
         """The changes by which all its watches join it."""

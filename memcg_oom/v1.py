@@ -13,29 +13,58 @@ What the kernel does (mm/memcontrol-v1.c), and so what the order of things must 
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from contextlib import suppress
 
+from memcg_oom._native import lib
 from memcg_oom.commit import commit
-from memcg_oom.events import Degraded, Oom, OomKill, Removed
-from memcg_oom.hierarchy import GONE, NO_FDS
+from memcg_oom.errors import check
+from memcg_oom.events import Oom, OomKill, Removed
+from memcg_oom.hierarchy import GONE
 from memcg_oom.rounds import Agenda, Round
+from memcg_oom.watch import NO_FD, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from memcg_oom.commit import Change, Outbox
+    from memcg_oom.complaints import Complaints
     from memcg_oom.events import Event
-    from memcg_oom.hierarchy import Hierarchy
+    from memcg_oom.hierarchy import Hierarchy, Place
+    from memcg_oom.host import HostCounter
+    from memcg_oom.ledger import Ledger
+    from memcg_oom.monitor import Monitor
     from memcg_oom.registration import Registrations
-    from memcg_oom.watch import Watch
+    from memcg_oom.tree import TreeWatch
 
 # How long the eventfd outlives Removed, in nanoseconds, for a removal's signal that the kernel's workqueue delays.
 LATE = 2_000_000_000
+
+# Of so many that settle together, and more, the host's counter says whether there is anything to look for.
+CROWD = 16
+
+_SERIALS = 2**31  # the high half of a key, but for the bit that is MEMCG_UNREAD
+
+
+class Found:
+    """A cgroup that is to be watched.
+
+    Attributes:
+        place: where and who.
+        eventfd: its registration's; negative: it has none and is followed by its counter.
+        seen: the counter from which on kills are told.
+        kills: the counter now.
+    """
+
+    __slots__ = ("place", "eventfd", "seen", "kills")
+
+    def __init__(self, place: Place, eventfd: int, seen: int, kills: int) -> None:
+        self.place = place
+        self.eventfd = eventfd
+        self.seen = seen
+        self.kills = kills
 
 
 class V1Watches:
@@ -50,6 +79,8 @@ class V1Watches:
     Args:
         epoll: the monitor's; watches leave it here.
         outbox: takes the events.
+        complaints: makes the Degraded ones.
+        ledger: takes every kill that is told.
         unread: takes descriptors that left the epoll set, to be closed when no wait() reads them any more.
         settle: nanoseconds.
         linger: nanoseconds.
@@ -57,65 +88,138 @@ class V1Watches:
 
     def __init__(
         self,
+        *,
         epoll: select.epoll,
         outbox: Outbox,
+        complaints: Complaints,
+        ledger: Ledger,
         unread: list[int],
         settle: int,
         linger: int,
     ) -> None:
         self.hierarchy: Hierarchy | None = None
+        self.counter: HostCounter | None = None
         self.by_key: dict[int, Watch] = {}
+        self.polled: dict[int, Watch] = {}  # those of them that are
+        # The tree whose members the ledger goes by: it covers the hierarchy, so that every kill is its business.
+        self.covering: TreeWatch | None = None
+        self.let_go: Callable[[Watch], None] = lambda _watch: None  # called for each before its end, see discovery.py
+        self._serial = 0
         self._epoll = epoll
         self._outbox = outbox
+        self._complaints = complaints
+        self._ledger = ledger
         self._unread = unread
         self._settle = settle
         self._linger = linger
         self._agenda = Agenda()
-        self._failures: frozenset[int] = frozenset()
 
     @property
     def next_due(self) -> int:
         """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
         return self._agenda.next_due()
 
-    def add(self, watches: list[Watch], registrations: Registrations) -> None:
-        """Takes in watches that were just registered, and that are in the epoll set.
+    def key(self, fd: int, flags: int = 0) -> int:
+        """A key of the epoll set that was never there before; with NO_FD one for what is not in the set."""
+        self._serial = (self._serial + 1) % _SERIALS
+        return flags | self._serial << 32 | fd
+
+    def add_to_loop(self, keys: list[int]) -> None:
+        """Adds descriptors to the epoll set, all or none.
+
+        Raises:
+            OSError: ENOMEM, ENOSPC (fs.epoll.max_user_watches).
+        """
+        check(lib.memcg_loop_add(self._epoll.fileno(), keys, len(keys)), "epoll")
+
+    def watch(
+        self,
+        monitor: Monitor,
+        found: list[Found],
+        registrations: Sequence[Registrations],
+        tree: TreeWatch | None = None,
+        told: Callable[[list[Watch], int, list[Event]], list[Change]] = lambda _watches, _time_ns, _events: [],
+    ) -> list[Watch]:
+        """Watches cgroups, all or none; their descriptors belong to the watches from here on.
 
         A kill between the baseline and the registration is told at once. One whose OOM was signalled before the
         registration may still be on its way, so a new watch settles too, with one look at the end.
 
         Args:
-            watches: as new.
-            registrations: theirs, in the same order; their descriptors belong to the watches from here on.
+            monitor: whose they are.
+            found: the cgroups.
+            registrations: that the eventfds come from.
+            tree: that they become members of.
+            told: adds what else is to be told, before anything of theirs, and returns further changes.
         """
-        time_ns = time.time_ns()
-        events: list[Event] = []
-        changes: list[Change] = [(watch, "closed", False) for watch in watches]
-        for watch, registration in zip(watches, registrations.all, strict=True):
-            if registration.kills_after > watch._seen:
-                changes += self._kills(watch, registration.kills_after, time_ns, events)
-        self.by_key.update((watch._key, watch) for watch in watches)
-        self._rest(watches, self._settle, changes)
-        commit(changes + self._outbox.put(events) + registrations.hand_over())
+        watches = [
+            Watch(monitor, one.place, self.key(one.eventfd if one.eventfd >= 0 else NO_FD), one.seen) for one in found
+        ]
+        try:
+            signalled = [watch for watch in watches if not watch.polled]
+            self.add_to_loop([watch._key for watch in signalled])
+            time_ns = time.time_ns()
+            events: list[Event] = []
+            changes = told(watches, time_ns, events)
+            changes += [(watch, "closed", False) for watch in watches]
+            accounts = _Accounts(self)
+            for watch, one in zip(watches, found, strict=True):
+                if one.kills > watch._seen:
+                    changes += self._kills(watch, one.kills, time_ns, events, accounts)
+            self.by_key.update((watch._key, watch) for watch in watches)
+            self.polled.update((watch._key, watch) for watch in watches if watch.polled)
+            if tree is not None:
+                tree._members.update((watch._place.directory_id, watch) for watch in watches)
+                changes += [(watch, "_tree", tree) for watch in watches]
+            if signalled:
+                self._rest(signalled, self._settle, changes)
+            for one_registrations in registrations:
+                changes += one_registrations.hand_over()
+            commit(changes + accounts.changes() + self._outbox.put(events))
+        except BaseException:
+            for watch in watches:
+                if watch.closed:
+                    self.by_key.pop(watch._key, None)
+                    self.polled.pop(watch._key, None)
+            raise
+        return watches
+
+    def tell(self, events: list[Event]) -> list[Change]:
+        """The changes by which events are handed to whoever waits."""
+        return self._outbox.put(events)
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended."""
         key, fd = watch._key, watch._eventfd
         if key in self.by_key:
-            # Out of the epoll set before it is closed: a forked child's copy would keep it there.
-            with suppress(FileNotFoundError):  # an exception came the last time, right here
-                self._epoll.unregister(fd)
-            unread = self._unread
-            unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
+            if watch.polled:
+                self.polled.pop(key, None)
+            else:
+                self._unregister(fd)
+                unread = self._unread
+                unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
             del self.by_key[key]
 
-    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> None:
-        """Takes what was read from the eventfds, and puts everybody it is for down for a look.
+    def _unregister(self, fd: int) -> None:
+        # Out of the epoll set before it is closed: a forked child's copy would keep it there.
+        with suppress(FileNotFoundError):  # an exception came the last time, right here
+            self._epoll.unregister(fd)
+
+    def leave_loop(self, fd: int) -> None:
+        """Takes a descriptor out of the epoll set; it is closed when no wait() reads it any more."""
+        self._unregister(fd)
+        self._unread.append(fd)
+
+    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> bool:
+        """Takes what was read from the eventfds; whoever it is for is put down for a look.
 
         Args:
             signals: (key, count) pairs; keys of closed watches are passed over.
             now: when they were read, in nanoseconds of CLOCK_MONOTONIC.
             consumed: the change by which the signals count as taken.
+
+        Returns:
+            Whether there is anybody to look at.
         """
         changes = [consumed]
         events: list[Event] = []
@@ -143,6 +247,7 @@ class V1Watches:
             self._agenda.add(now, round_)
             changes += round_.join()
         commit(changes + self._outbox.put(events))
+        return bool(live)
 
     def due(self, now: int, drained: bool) -> None:
         """Does what the agenda has for this moment.
@@ -158,6 +263,7 @@ class V1Watches:
             if members and members[0]._gone:
                 if members[0].removed:
                     for watch in members:
+                        self.let_go(watch)
                         self.forget(watch)
                 elif drained:
                     self._remove(members)
@@ -171,45 +277,106 @@ class V1Watches:
 
     def _look(self, round_: Round, watches: list[Watch]) -> None:
         """Looks at everybody of a round and tells what is new."""
-        assert self.hierarchy is not None  # there are watches, so it was opened
         before = time.monotonic_ns()
-        counters = self.hierarchy.look([watch._place for watch in watches])
-        after = time.monotonic_ns()
-        news = [
-            watch._place
-            for watch, kills in zip(watches, counters, strict=True)
-            if kills > watch._seen or (kills >= 0 and watch._held)
-        ]
-        if news:
-            self.hierarchy.follow(news)
         settled = before >= round_.deadline
+        if settled or len(watches) < CROWD or self._host_killed(round_):
+            unsettled, _ = self._read(watches, settled)
+        else:
+            unsettled = True
+        if unsettled:
+            after = time.monotonic_ns()
+            self._agenda.add(round_.next_look(after, after - before), round_)
+
+    def _host_killed(self, round_: Round) -> bool:
+        """Whether a crowd is worth a look: its first, and whenever the host's counter has moved.
+
+        A round that is looked at since it moved is looked at once more: the host's counter rises first.
+        """
+        assert self.counter is not None  # opened with the hierarchy
+        host = self.counter.read()
+        worth = host != round_.host or round_.again
+        round_.again = host != round_.host
+        round_.host = host
+        return worth
+
+    def sweep(self, watches: list[Watch]) -> bool:
+        """Looks at watches out of turn and tells what is new; whether all of them could be read."""
+        _, complete = self._read([watch for watch in watches if not (watch.closed or watch._gone)], settled=False)
+        return complete
+
+    def _read(self, watches: list[Watch], settled: bool) -> tuple[bool, bool]:
+        """Reads the counters, tells what is new; whether anybody is not settled, and whether all could be read."""
+        assert self.hierarchy is not None  # there are watches, so it was opened
+        counters = self.hierarchy.look([watch._place for watch in watches])
+        self._follow(
+            [
+                watch
+                for watch, kills in zip(watches, counters, strict=True)
+                if kills > watch._seen or (kills >= 0 and watch._held)
+            ]
+        )
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
+        accounts = _Accounts(self)
         gone = []
-        unsettled = 0
+        unsettled = False
+        complete = True
         for watch, kills in zip(watches, counters, strict=True):
             if kills >= 0:
                 if watch._held:
                     changes += self._ooms(watch, watch._held, time_ns, events)
                     changes.append((watch, "_held", 0))
                 if kills > watch._seen:
-                    changes += self._kills(watch, kills, time_ns, events)
+                    changes += self._kills(watch, kills, time_ns, events, accounts)
                 if settled:
                     changes += [(watch, "_round", None), (watch, "_unresolved", 0)]
                 else:
-                    unsettled += 1
+                    unsettled = True
             elif -kills in GONE:
-                gone.append(watch)
+                # One that has an eventfd is signalled for its removal; if it was just swept, that has yet to come.
+                if watch.polled or watch._round is not None:
+                    gone.append(watch)
             else:
-                unsettled += 1
-                changes += self._failed(-kills, events)
-        if gone:
-            changes += [(watch, "_gone", True) for watch in gone]
-            self._rest(gone, self._linger, changes)
-        if unsettled:
-            self._agenda.add(round_.next_look(after, after - before), round_)
-        commit(changes + self._outbox.put(events))
+                unsettled = True
+                complete = False
+                changes += self._complaints.unreadable(-kills, events)
+        changes += self._went(gone, time_ns, events)
+        commit(changes + accounts.changes() + self._outbox.put(events))
+        return unsettled, complete
+
+    def _went(self, watches: list[Watch], time_ns: int, events: list[Event]) -> list[Change]:
+        """What a look did not find any more: the last signals are awaited, where there are any."""
+        changes: list[Change] = [(watch, "_gone", True) for watch in watches]
+        if signalled := [watch for watch in watches if not watch.polled]:
+            self._rest(signalled, self._linger, changes)
+        if polled := [watch for watch in watches if watch.polled]:
+            for watch in polled:
+                changes += self._removed(watch, 0, time_ns, events)
+            self._rest(polled, LATE, changes)
+        return changes
+
+    def _follow(self, watches: list[Watch]) -> None:
+        """Brings the paths of those of whom something is to be told up to date.
+
+        Members of a tree are renamed when its source says so; only what is above the tree has no source.
+        """
+        assert self.hierarchy is not None
+        self.hierarchy.follow([watch._place for watch in watches if watch._tree is None])
+        for tree in {watch._tree for watch in watches}:
+            if tree is not None:
+                old = tree.cgroup
+                self.hierarchy.follow([tree._place])
+                if tree.cgroup != old:
+                    self.move(tree, old, tree.cgroup)
+
+    @staticmethod
+    def move(tree: TreeWatch, old: str, new: str) -> None:
+        """Moves the members below one that was renamed."""
+        below = old + "/"
+        for watch in tree._members.values():
+            if watch.cgroup.startswith(below):
+                watch._place.path = new + watch.cgroup[len(old) :]
 
     def _remove(self, watches: list[Watch]) -> None:
         """Nothing more came of these: what was held is their OOMs and the removal's own signal."""
@@ -221,10 +388,17 @@ class V1Watches:
             if watch._held > 1:
                 changes += self._ooms(watch, watch._held - 1, time_ns, events)
                 unresolved += watch._held - 1
-            changes.append((watch, "removed", True))
-            events.append(Removed(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, unresolved=unresolved))
+            changes += self._removed(watch, unresolved, time_ns, events)
         self._rest(watches, LATE, changes)
         commit(changes + self._outbox.put(events))
+
+    @staticmethod
+    def _removed(watch: Watch, unresolved: int, time_ns: int, events: list[Event]) -> list[Change]:
+        events.append(Removed(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, unresolved=unresolved))
+        changes: list[Change] = [(watch, "removed", True)]
+        if watch._tree is not None and watch._place is watch._tree._place:
+            changes.append((watch._tree, "removed", True))
+        return changes
 
     def _rest(self, watches: list[Watch], period: int, changes: list[Change]) -> None:
         """Puts watches down for the end of a period that starts now, with nothing to be done before."""
@@ -239,27 +413,35 @@ class V1Watches:
         return [(watch, "ooms", watch.ooms + count), (watch, "_unresolved", watch._unresolved + count)]
 
     @staticmethod
-    def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event]) -> list[Change]:
+    def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], accounts: _Accounts) -> list[Change]:
         count = kills - watch._seen
         events.append(OomKill(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, count=count))
+        accounts.add(watch, kills)
         # The OOMs of this very look are not in `_unresolved` yet, so they are added here as well as by _ooms().
         unresolved = max(0, watch._unresolved + watch._held - count)
         return [(watch, "kills", watch.kills + count), (watch, "_seen", kills), (watch, "_unresolved", unresolved)]
 
-    def _failed(self, error: int, events: list[Event]) -> list[Change]:
-        """A look that failed for a reason that is not the cgroup's: it is repeated; said once for each errno."""
-        if error == errno.EAGAIN or error in self._failures:
+
+class _Accounts:
+    """The kills that one commit tells, for the ledger: once each, however many watches a cgroup has."""
+
+    def __init__(self, watches: V1Watches) -> None:
+        self._ledger = watches._ledger
+        self._members = watches.covering._members if watches.covering is not None else {}
+        self._until: dict[Watch, int] = {}
+        self._count = 0
+
+    def add(self, watch: Watch, kills: int) -> None:
+        """Takes what a look at the cgroup found."""
+        account = self._members.get(watch._place.directory_id, watch)
+        before = self._until.get(account, account._accounted)
+        if kills > before:
+            self._until[account] = kills
+            self._count += kills - before
+
+    def changes(self) -> list[Change]:
+        """The changes by which they are accounted for."""
+        if not self._count:
             return []
-        if any(isinstance(event, Degraded) for event in events):
-            return []  # the next look says it, should it go on
-        events.append(
-            Degraded(
-                time_ns=time.time_ns(),
-                what=f"memory.oom_control cannot be read: {os.strerror(error)}",
-                cost="events of cgroups in trouble wait until it can be read; kills may become unresolved",
-                remedy="raise RLIMIT_NOFILE (ulimit -n)"
-                if error in NO_FDS
-                else "let the watcher read memory.oom_control",
-            )
-        )
-        return [(self, "_failures", self._failures | {error})]
+        accounted: list[Change] = [(watch, "_accounted", kills) for watch, kills in self._until.items()]
+        return accounted + self._ledger.settle(self._count)

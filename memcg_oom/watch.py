@@ -1,4 +1,4 @@
-"""What Monitor.watch() returns."""
+"""What Monitor.watch() returns, and what a tree consists of."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
     from memcg_oom.rounds import Round
+    from memcg_oom.tree import TreeWatch
+
+# The low half of a key that has no descriptor.
+NO_FD = 0xFFFFFFFF
 
 
 class Watch:
-    """One watched cgroup; made by Monitor.watch() and Monitor.watch_many().
+    """One watched cgroup; made by Monitor.watch(), Monitor.watch_many() and Monitor.watch_tree().
 
     Attributes:
         ooms: OOM notifications of the kernel since the watch began: the sum of Oom.count.
@@ -31,7 +35,9 @@ class Watch:
         "_monitor",
         "_place",
         "_key",
+        "_tree",
         "_seen",
+        "_accounted",
         "_held",
         "_unresolved",
         "_gone",
@@ -46,7 +52,9 @@ class Watch:
         self._monitor = monitor
         self._place = place
         self._key = key  # of the epoll set; its low half is the eventfd
+        self._tree: TreeWatch | None = None  # that it is a member of, from when it is committed until it is let go of
         self._seen = seen  # the oom_kill counter when it was last read
+        self._accounted = seen  # up to where the ledger has its kills, whichever watch of the cgroup told them
         self._held = 0  # signals read from the eventfd that are not told yet, see v1.py
         self._unresolved = 0  # OOMs of the present settle that no kill has answered
         self._gone = False  # a look found the cgroup removed; Removed follows when its signals are in
@@ -58,8 +66,13 @@ class Watch:
         return self._place.path
 
     @property
+    def polled(self) -> bool:
+        """Whether it is followed by its counter alone, for want of a descriptor; see TreeWatch.polled."""
+        return self._key & NO_FD == NO_FD
+
+    @property
     def _eventfd(self) -> int:
-        return self._key & 0xFFFFFFFF
+        return self._key & NO_FD
 
     def close(self) -> None:
         """Ends the watch: its registration and descriptor go, and nothing of it is handed out any more.

@@ -69,6 +69,7 @@ static struct memcg_registrations *registrations(size_t count)
     struct memcg_registrations *made = malloc(sizeof(*made) + count * sizeof(made->rows[0]));
 
     MUST(made != NULL);
+    *made = (struct memcg_registrations){.mount_fd = -1, .inotify_fd = -1, .highest_fd = INT_MAX};
     return made;
 }
 
@@ -86,7 +87,8 @@ static void out_of_descriptors(const char *cgroup, uint64_t device)
         low = limit;
         low.rlim_cur = (rlim_t)before + free_fds;
         MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
-        MUST(memcg_register_many(device, path, 1, one) == 0 && one->count == 0 && one->rows[0].eventfd == -EMFILE);
+        memcg_register_many(device, NULL, path, 1, one);
+        MUST(one->count == 1 && one->rows[0].eventfd == -EMFILE);
         MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
         MUST(open_descriptors() == before);
     }
@@ -107,8 +109,11 @@ static void many(const char *cgroup, uint64_t device)
 
     MUST(batch != NULL && strlen(cgroup) < 500);
     repeat(paths, cgroup, MANY);
-    MUST(memcg_register_many(device + 1, paths, MANY, made) == 0 && all[0].eventfd == -EXDEV);
-    MUST(memcg_register_many(device, paths, MANY, made) == MANY && made->count == MANY);
+    memcg_register_many(device + 1, NULL, paths, MANY, made);
+    MUST(made->count == MANY && all[0].eventfd == -EXDEV && all[MANY - 1].eventfd == -EXDEV);
+    memcg_unregister_many(made);
+    memcg_register_many(device, NULL, paths, MANY, made);
+    MUST(made->count == MANY);
 
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     timer_fd = memcg_timer_open();

@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 
+import memcg_oom.discovery
 import memcg_oom.hierarchy
+import memcg_oom.host
 import memcg_oom.monitor
 import memcg_oom.mounts
 import memcg_oom.registration
+import memcg_oom.sources
+import memcg_oom.v1
 from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
 from memcg_oom._native import lib
 from tests.support import PATIENCE
@@ -51,6 +55,16 @@ class FakeKernel:
         )
         monkeypatch.setattr(memcg_oom.mounts, "MOUNTINFO", str(mountinfo))
         monkeypatch.setattr(memcg_oom.hierarchy, "os", _FileSystem(self.root))
+        # The host's counter, and its log: one that is never silent would wake every wait().
+        self.host_kills = 1000
+        self._vmstat = folder / "vmstat"
+        self.host_killed(0)
+        monkeypatch.setattr(memcg_oom.host, "VMSTAT", str(self._vmstat))
+        log = folder / "kmsg"
+        os.mkfifo(log)
+        self._log = os.open(log, os.O_RDWR)
+        monkeypatch.setattr(memcg_oom.host, "KMSG", str(log))
+        monkeypatch.setattr(memcg_oom.host, "os", _Unseekable())
 
     def make(self, name: str = "a", *, kills: int = 0) -> FakeCgroup:
         """A new cgroup, by its path from the root."""
@@ -65,7 +79,17 @@ class FakeKernel:
         """
         path.rename(self._graves / f"{time.monotonic_ns()}-{path.name}")
 
+    def host_killed(self, count: int = 1) -> None:
+        """Moves the host's counter of OOM kills."""
+        self.host_kills += count
+        self._vmstat.write_text(f"nr_free_pages 5\noom_kill {self.host_kills}\nnuma_hit 7\n")
+
+    def log(self, record: str = "6,1,1,-;Memory cgroup out of memory: Killed process 93 (hog)\n") -> None:
+        """Prints to the kernel log."""
+        os.write(self._log, record.encode())
+
     def close(self) -> None:
+        os.close(self._log)
         for cgroup in self.cgroups:
             cgroup.close()
 
@@ -114,7 +138,8 @@ class FakeCgroup:
             os.eventfd_write(fd, count)
 
     def kill(self, count: int = 1) -> None:
-        """Moves the counter."""
+        """Moves the counters, the host's first."""
+        self.kernel.host_killed(count)
         self.kills += count
         self._write_control()
 
@@ -159,6 +184,16 @@ class _FileSystem:
         return getattr(os, name)
 
 
+class _Unseekable:
+    """The module os, but for one thing: nothing is sought in the log, which is a pipe."""
+
+    def lseek(self, _fd: int, _position: int, _how: int) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
 class FaultyLib:
     """The C core, with some functions replaced."""
 
@@ -172,7 +207,8 @@ class FaultyLib:
 def replace_in_lib(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
     """Replaces functions of the C core for the whole package."""
     faulty = FaultyLib(**replaced)
-    for module in (memcg_oom.hierarchy, memcg_oom.registration, memcg_oom.monitor):
+    modules = ("discovery", "hierarchy", "monitor", "registration", "sources", "v1")
+    for module in (getattr(memcg_oom, name) for name in modules):
         monkeypatch.setattr(module, "lib", faulty)
 
 

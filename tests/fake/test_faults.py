@@ -73,11 +73,9 @@ def test_a_registration_that_is_refused(
     error, step, kind, words = refusal
     cgroup = kernel.make()
 
-    def refuse(_device: int, _paths: object, _count: int, registrations: Any) -> int:
-        registrations.count = 0
-        registrations.rows[0].eventfd = -error
-        registrations.rows[0].step = step
-        return 0
+    def refuse(*arguments: Any) -> None:
+        row = arguments[-1].rows[0]
+        row.eventfd, row.step = -error, step
 
     with Monitor(settle=AGES) as monitor:
         fds = count_fds()
@@ -103,15 +101,13 @@ def test_removed_while_it_was_registered(
 ) -> None:
     cgroup = kernel.make()
 
-    def remove_meanwhile(_device: int, _paths: object, _count: int, registrations: Any) -> int:
+    def remove_meanwhile(*arguments: Any) -> None:
         if not cgroup.gone:
             cgroup.rmdir()
             if namesake:
                 kernel.make()
-        registrations.count = 0
-        registrations.rows[0].eventfd = -errno.ENODEV  # kernfs says so of what was removed, and of nothing else
-        registrations.rows[0].step = step
-        return 0
+        row = arguments[-1].rows[0]
+        row.eventfd, row.step = -errno.ENODEV, step  # kernfs says so of what was removed, and of nothing else
 
     replace_in_lib(monkeypatch, memcg_register_many=remove_meanwhile)
     with Monitor() as monitor:
@@ -372,11 +368,11 @@ def test_the_spare_descriptor_serves_when_there_is_none(kernel: FakeKernel, monk
         hierarchy = monitor._v1.hierarchy
         assert hierarchy is not None
         looks.error = errno.EMFILE
-        looks.only_while = lambda: hierarchy._spare >= 0
+        looks.only_while = lambda: bool(hierarchy._spare)
         cgroup.oom()
         cgroup.kill()
         assert brief(monitor.wait(PATIENCE)) == [("Oom", 1), ("OomKill", 1)]
-        assert hierarchy._spare >= 0
+        assert hierarchy._spare
 
 
 @pytest.fixture

@@ -141,11 +141,10 @@ def test_a_kill_whose_signal_was_before_the_watch(kernel: FakeKernel) -> None:
 def test_a_kill_between_baseline_and_registration(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     cgroup = kernel.make(kills=4)
 
-    def register_late(*arguments: Any) -> int:
-        done = lib.memcg_register_many(*arguments)
+    def register_late(*arguments: Any) -> None:
+        lib.memcg_register_many(*arguments)
         cgroup.kill(2)
         arguments[-1].rows[0].kills_after = cgroup.kills
-        return done
 
     replace_in_lib(monkeypatch, memcg_register_many=register_late)
     with Monitor(settle=AGES) as monitor:

@@ -46,8 +46,8 @@ def test_kills_before_the_watch_are_no_events(memcg: Path, hog: str) -> None:
 def widen(monkeypatch: pytest.MonkeyPatch, registering: Callable[[Register], Registrations]) -> None:
     """Has the registration of a watch done by `registering`, which is told how to do it really."""
 
-    def register(hierarchy: Hierarchy, paths: Sequence[str], skip_gone: bool) -> Registrations:
-        return registering(lambda: Registrations(hierarchy, paths, skip_gone))
+    def register(hierarchy: Hierarchy, paths: Sequence[str]) -> Registrations:
+        return registering(lambda: Registrations(hierarchy, paths))
 
     monkeypatch.setattr(memcg_oom.monitor, "Registrations", register)
 

@@ -12,7 +12,7 @@ from tests.support import Reader, eventually, make, run_hog, until_waiting
 
 WATCHES = 1000
 # The epoll set, the bell, the timer, the hierarchy and its spare.
-OTHER_FDS = 5
+OTHER_FDS = 7
 
 
 def switches(native_id: int) -> int:

@@ -852,6 +852,7 @@ def test_after_close(memcg: Path) -> None:
         "watch_many": lambda: monitor.watch_many([cgroup]),
         "watch_many of none": lambda: monitor.watch_many([]),
         "watch_many of many": lambda: monitor.watch_many([cgroup] * MANY),
+        "watch_tree": lambda: monitor.watch_tree(cgroup),
         "wait": monitor.wait,
         "wait(0)": lambda: monitor.wait(0),
         "wake": monitor.wake,
@@ -901,6 +902,6 @@ def test_a_watch_that_is_closed_after_its_monitor_closes_nobody_elses_file(memcg
 def test_public_names_of_the_monitor_are_all_tried() -> None:
     """Whatever is added to it has to be tried after close() as well."""
     names = {name for name in vars(Monitor) if not name.startswith("_")}
-    assert names == {"watch", "watch_many", "watches", "fileno", "wait", "wake", "closed", "close"}
+    assert names == {"watch", "watch_many", "watch_tree", "watches", "fileno", "wait", "wake", "closed", "close"}
     names = {name for name in vars(EventFD) if not name.startswith("_")}
     assert names == {"fileno", "read", "wait", "closed", "close"}

@@ -1,0 +1,212 @@
+"""The audit: when the host killed and nobody told of it, look for the kill.
+
+A global OOM, sysrq-f, and an OOM above a cgroup whose OOM killer is off send no signal. The host's counter rises all
+the same, and so does the victim's.
+"""
+
+from __future__ import annotations
+
+import time
+
+from memcg_oom.commit import close_all, commit
+from memcg_oom.events import Unattributed
+from memcg_oom.host import HostCounter, KernelLog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memcg_oom.commit import Change
+    from memcg_oom.complaints import Complaints
+    from memcg_oom.discovery import Discovery
+    from memcg_oom.events import Event
+    from memcg_oom.ledger import Ledger
+    from memcg_oom.v1 import V1Watches
+    from memcg_oom.watch import Watch
+
+# Nanoseconds from the call for an audit to its beginning: an OOM that was signalled is told by then without it.
+GRACE = 50_000_000
+# How many cgroups are looked at in a row, before whoever else is ready gets a turn.
+CHUNK = 512
+# Of the time, sweeps take no more than one part in so many: a noisy neighbour's kills must not cost us the host.
+SHARE = 20
+
+
+class Audit:
+    """Compares the host's counter with the ledger, and sweeps the counters of all watches when they differ.
+
+    A sweep is made in chunks, one a step(). Two sweeps, the second a settle period after the first, have to leave the
+    same kills unexplained before they count as unattributed: the first may have been faster than a cgroup's counter.
+
+    Synchronization: none; the monitor's lock is held around every call.
+
+    Attributes:
+        due: when step() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all.
+
+    Args:
+        watches: whose counters are swept.
+        discovery: finds cgroups that appeared and are not watched yet.
+        complaints: makes Degraded events.
+        ledger: what was told.
+        settle: nanoseconds.
+        period: nanoseconds; 0: no audits.
+    """
+
+    def __init__(
+        self,
+        *,
+        watches: V1Watches,
+        discovery: Discovery,
+        complaints: Complaints,
+        ledger: Ledger,
+        settle: int,
+        period: int,
+    ) -> None:
+        self.due = 0
+        self._watches = watches
+        self._discovery = discovery
+        self._complaints = complaints
+        self._ledger = ledger
+        self._settle = settle
+        self._period = period
+        self._counter: HostCounter | None = None
+        self._log: KernelLog | None = None
+        self._fds: list[int] = []  # theirs
+        self._unheard = False  # whether something may have been read from the log and lost
+        self._rest: list[Watch] | None = None  # of the sweep that is under way
+        self._host = 0  # the host's counter when it began
+        self._complete = True  # whether all that it looked at could be read
+        self._cost = 0  # nanoseconds
+        self._earliest = 0  # when the next may begin
+        self._suspects = 0  # kills that the last sweep did not explain
+        self._again = False  # whether it was called for meanwhile
+
+    def open(self, add_to_loop: Callable[[int], None]) -> list[Change]:
+        """Opens the host's counter and its log; returns the changes by which they are the monitor's.
+
+        Args:
+            add_to_loop: adds a descriptor to the epoll set.
+
+        Raises:
+            OSError: EMFILE, and whatever keeps /proc/vmstat from being read.
+        """
+        counter = HostCounter()
+        log: KernelLog | None = None
+        events: list[Event] = []
+        changes: list[Change] = []
+        try:
+            host = counter.read()
+            try:
+                log = KernelLog() if self._period else None
+            except OSError as error:
+                changes = self._complaints.no_log(error, self._period / 1e9, events)
+            if log is not None:
+                add_to_loop(log.fd)
+        except BaseException:
+            close_all([one.fd for one in (counter, log) if one is not None])
+            raise
+        return [
+            *changes,
+            (self, "_fds", [one.fd for one in (counter, log) if one is not None]),
+            (self, "_counter", counter),
+            (self._watches, "counter", counter),
+            (self, "_log", log),
+            *self._ledger.open(host),
+            *self._watches.tell(events),
+        ]
+
+    def cover(self) -> None:
+        """Begins the ledger anew: from now on all kills of the host are its business."""
+        assert self._counter is not None  # opened with the first watch
+        commit(self._ledger.open(self._counter.read()))
+
+    def close(self) -> None:
+        """Closes what open() has opened; harmless when done again, and in a forked child too."""
+        close_all(self._fds)
+
+    def hear(self, now: int) -> None:
+        """Reads the log, if there is one."""
+        if self._log is not None:
+            unheard, self._unheard = self._unheard, True
+            if self._log.says_killed() or unheard:
+                self.call(now)
+            self._unheard = False
+
+    def next_due(self) -> int:
+        """When step() wants to be called, at the latest; 0: not at all."""
+        if not self.due and self._is_periodic():
+            self.due = time.monotonic_ns() + self._period
+        return self.due
+
+    def _is_periodic(self) -> bool:
+        """Whether there is something that nothing but an audit tells of."""
+        if not self._period or self._counter is None:
+            return False
+        return self._log is None or bool(self._watches.polled) or self._discovery.needs_audit
+
+    def call(self, now: int, delay: int = GRACE) -> None:
+        """Asks for an audit: something may have been killed."""
+        if not self._period:
+            return
+        if self._rest is None:
+            at = now + delay
+            self.due = min(self.due, at) if self.due else at
+        else:
+            self._again = True
+
+    def step(self, now: int) -> None:
+        """Does what is due, in a few milliseconds at most; more may be due afterwards."""
+        assert self._counter is not None  # something is watched, or nothing would be due
+        if self._rest is None:
+            host = self._counter.read()
+            missing = self._ledger.missing(host) > 0
+            if not missing:
+                self._suspects = 0
+            if not (missing or self._watches.polled or self._discovery.needs_audit):
+                self._next(now)
+                return
+            if now < self._earliest:
+                self.due = self._earliest
+                return
+            self._again = False
+            self._host = host
+            self._complete = self._discovery.audit()
+            self._rest = list((self._watches.by_key if missing else self._watches.polled).values())
+            self._cost = 0
+        chunk, rest = self._rest[:CHUNK], self._rest[CHUNK:]
+        before = time.monotonic_ns()
+        # In this order, and the rest is cut off afterwards: an exception finds everything still to be looked at.
+        self._complete = self._watches.sweep(chunk) and self._complete
+        after = time.monotonic_ns()
+        self._cost += after - before
+        self._rest = rest or None
+        self.due = after
+        if not rest:
+            self._earliest = after + (SHARE - 1) * self._cost
+            self._balance(after)
+
+    def _balance(self, now: int) -> None:
+        """After a sweep."""
+        missing = self._ledger.proven(self._host)
+        suspects = min(self._suspects, missing)
+        if self._complete and suspects:
+            self._unattributed(suspects)
+            missing -= suspects
+        self._suspects = missing if self._complete else self._suspects
+        if missing or not self._complete:
+            self.due = max(self._earliest, now + self._settle)
+        else:
+            self._next(now)
+
+    def _unattributed(self, count: int) -> None:
+        """So many kills are nobody's. Where the watches do not cover the host that is nobody's business."""
+        events: list[Event] = []
+        if self._watches.covering is not None:
+            events.append(Unattributed(time_ns=time.time_ns(), count=count))
+        commit(self._ledger.settle(count) + self._watches.tell(events))
+
+    def _next(self, now: int) -> None:
+        if self._again:
+            self.due = now + GRACE
+        else:
+            self.due = now + self._period if self._is_periodic() else 0

@@ -1,0 +1,114 @@
+"""What the monitor cannot do on this host as it is, in words: each cause is told once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from memcg_oom.events import Degraded
+from memcg_oom.hierarchy import NO_FDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memcg_oom.commit import Change
+    from memcg_oom.events import Event
+
+_MORE_FDS = "raise RLIMIT_NOFILE (ulimit -n; LimitNOFILE= in a systemd unit)"
+
+
+class _Cause:
+    """One that there is, or was."""
+
+    __slots__ = ("told",)
+
+    def __init__(self) -> None:
+        self.told = False
+
+
+class Complaints:
+    """Makes Degraded events; those of a cause that was told already are left out."""
+
+    __slots__ = ("_causes",)
+
+    def __init__(self) -> None:
+        self._causes: dict[object, _Cause] = {}
+
+    def _once(self, key: object, events: list[Event], what: str, cost: str, remedy: str) -> list[Change]:
+        """Adds the event, and returns the changes by which its cause counts as told."""
+        cause = self._causes.setdefault(key, _Cause())
+        if cause.told or any(isinstance(event, Degraded) and event.what == what for event in events):
+            return []
+        events.append(Degraded(time_ns=time.time_ns(), what=what, cost=cost, remedy=remedy))
+        return [(cause, "told", True)]
+
+    def unreadable(self, error: int, events: list[Event]) -> list[Change]:
+        """A look that failed for a reason that is not the cgroup's: it is repeated."""
+        if error == errno.EAGAIN:
+            return []
+        return self._once(
+            ("look", error),
+            events,
+            f"memory.oom_control cannot be read: {os.strerror(error)}",
+            "events of cgroups in trouble wait until it can be read; kills may become unresolved",
+            _MORE_FDS if error in NO_FDS else "let the watcher read memory.oom_control",
+        )
+
+    def polled(self, error: OSError, events: list[Event]) -> list[Change]:
+        """A cgroup of a tree that could not be registered."""
+        number = error.errno or errno.EIO
+        return self._once(
+            ("registration", number),
+            events,
+            f"cgroups cannot be registered: {os.fsdecode(error.filename)}: {error.strerror}"
+            if number not in NO_FDS
+            else "no descriptors left for more registrations",
+            "they are followed by their counters: their kills and removals are told, later; their OOMs are not",
+            _MORE_FDS if number in NO_FDS else "watch as root, on a kernel and a mount that allow registrations",
+        )
+
+    def undiscovered(self, error: int, events: list[Event]) -> list[Change]:
+        """A directory, or a new cgroup, that could not be opened: it is tried again with each audit."""
+        if error == errno.EAGAIN:
+            return []
+        return self._once(
+            ("discovery", error),
+            events,
+            f"cgroups cannot be opened: {os.strerror(error)}",
+            "new ones are found late, by an audit; kills in those that go before are unattributed",
+            _MORE_FDS if error in NO_FDS else "let the watcher read the hierarchy",
+        )
+
+    def unfollowed(self, kind: str, events: list[Event]) -> list[Change]:
+        """A directory of which nobody tells when a cgroup is made in it."""
+        return self._once(
+            ("source", kind),
+            events,
+            "no inotify watches left for more directories"
+            if kind == "inotify"
+            else "neither fanotify nor an inotify instance is to be had",
+            "cgroups made in them are found late, by an audit; kills in those that go before are unattributed",
+            "raise fs.inotify.max_user_watches"
+            if kind == "inotify"
+            else "raise fs.inotify.max_user_instances, or RLIMIT_NOFILE, or grant CAP_SYS_ADMIN on a kernel of 6.12",
+        )
+
+    def overflowed(self, kind: str, events: list[Event]) -> list[Change]:
+        """The kernel's queue of changes was full."""
+        return self._once(
+            ("overflow", kind),
+            events,
+            f"the queue of {kind} was full: cgroups came and went faster than they were taken note of",
+            "all directories are listed again; kills in cgroups that came and went meanwhile are unattributed",
+            f"raise fs.{kind}.max_queued_events",
+        )
+
+    def no_log(self, error: OSError, period: float, events: list[Event]) -> list[Change]:
+        """The kernel log cannot be read."""
+        return self._once(
+            "log",
+            events,
+            f"{os.fsdecode(error.filename)} cannot be read: {error.strerror}",
+            f"a kill without a signal (the whole host out of memory, sysrq-f) is told up to {period:g} s late",
+            "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0",
+        )
