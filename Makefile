@@ -10,12 +10,13 @@ SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
 # What gcc must find nothing in.
 WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
 
-.PHONY: help demo test bench lint sanitize wheel clean
+.PHONY: help demo test bench soak lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
 	@echo "make test      every test that this machine allows"
 	@echo "make bench     the benchmarks, peers side by side (root)"
+	@echo "make soak      ten minutes of creation, kills, renames and removals, with figures (root)"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
 	@echo "make sanitize  the tests under ASan and UBSan, the C core under valgrind"
 	@echo "make wheel     dist/: the wheel and the sdist"
@@ -29,6 +30,10 @@ test: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.register
 	$(BIN)/python -m benchmarks.wake_latency
+	$(BIN)/python -m benchmarks.storm
+
+soak: $(VENV)/ready
+	$(BIN)/python -m benchmarks.soak
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

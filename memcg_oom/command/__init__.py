@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 
 from memcg_oom._version import __version__
 from memcg_oom.command.errors import UNAVAILABLE, Unavailable, words
+from memcg_oom.command.text import EVENTS
 from memcg_oom.errors import MemcgError
 from memcg_oom.sizes import parse_size
 
@@ -62,9 +64,16 @@ def _complain(error: Exception) -> None:
 def _subcommand(options: argparse.Namespace) -> int:
     # Each is imported when it is asked for: a watcher on a crowded host need not hold what it does not use.
     if options.subcommand == "watch":
-        from memcg_oom.command.watch import watch
+        from memcg_oom.command.watch import Filter, watch
 
-        return watch(options.cgroup, options.tree, options.json, options.count, options.timeout)
+        return watch(
+            options.cgroup,
+            Filter(options.only, options.events),
+            tree=options.tree,
+            as_json=options.json,
+            count=options.count,
+            timeout=options.timeout,
+        )
     if options.subcommand == "run":
         from memcg_oom.command.run import run
 
@@ -94,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     watch = subcommands.add_parser("watch", help="print every event, a line each")
     watch.add_argument("cgroup", nargs="*", metavar="CGROUP", help="default: the whole memory hierarchy")
     watch.add_argument(
-        "--no-tree", dest="tree", action="store_false", help="only the cgroups named, not what exists below them"
+        "--no-tree", dest="tree", action="store_false", help="only the cgroups named, not what is or comes below them"
+    )
+    watch.add_argument("--only", type=_pattern, metavar="REGEX", help="only cgroups in whose path this is found")
+    watch.add_argument(
+        "--events", type=_kinds, metavar="NAMES", help=f"only these, separated by commas: {', '.join(EVENTS)}"
     )
     watch.add_argument("--json", action="store_true", help="one JSON object a line (docs/events.schema.json)")
     watch.add_argument("--count", type=_count, metavar="N", help="end after N events")
@@ -122,6 +135,20 @@ def _parser() -> argparse.ArgumentParser:
     demo = subcommands.add_parser("demo", help="a scratch cgroup, a real OOM kill, and what the watcher says of it")
     demo.add_argument("--parent", metavar="CGROUP", help="make the scratch cgroup below this one")
     return parser
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"a regular expression, not {text!r}: {error}") from None
+
+
+def _kinds(text: str) -> frozenset[str]:
+    kinds = frozenset(text.split(","))
+    if not kinds.issubset(EVENTS):
+        raise argparse.ArgumentTypeError(f"names of events ({', '.join(EVENTS)}) with commas between, not {text!r}")
+    return kinds
 
 
 def _count(text: str) -> int:

@@ -10,13 +10,18 @@ from memcg_oom.cgroup import Cgroup
 from memcg_oom.command.text import SCHEMA_VERSION, escape
 from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.mounts import Mount, cgroup_mounts, memory_mount
+from memcg_oom.search import HEADROOM
+from memcg_oom.sources import open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Descriptors that are no watches: the standard three, the monitor's own, and some air.
-_OTHER_FDS = 16
+# Descriptors that are no watches: the standard three, the monitor's own, and what a tree leaves for others.
+_OTHER_FDS = 16 + HEADROOM
+_COUNTERS_ONLY = (
+    "trees follow cgroups by their counters: kills and removals are told, later, and no OOMs; others refuse"
+)
 
 
 class Finding:
@@ -68,10 +73,10 @@ def _findings() -> Iterator[Finding]:
         yield _counter(mount)
         yield _scratch(mount)
         yield _descriptors(mount)
+        yield _source(mount)
     yield _swap(mount)
     yield _panic()
     yield _kernel_log()
-    yield _inotify()
 
 
 def _hierarchies(mount: Mount | None) -> Iterator[Finding]:
@@ -95,18 +100,14 @@ def _registration(mount: Mount) -> Finding:
     name = "registration"
     event_control = os.path.join(mount.point, "cgroup.event_control")
     if _read("/sys/kernel/realtime") == "1":
-        return Finding(
-            name, "refused: a PREEMPT_RT kernel", "nothing can be watched", "run a kernel without PREEMPT_RT"
-        )
+        return Finding(name, "refused: a PREEMPT_RT kernel", _COUNTERS_ONLY, "run a kernel without PREEMPT_RT")
     if mount.read_only:
-        return Finding(
-            name, f"not possible: {mount.point} is mounted read-only", "nothing can be watched", "mount it read-write"
-        )
+        return Finding(name, f"not possible: {mount.point} is mounted read-only", _COUNTERS_ONLY, "mount it read-write")
     if not os.access(event_control, os.W_OK):
         return Finding(
             name,
             f"no write permission on {event_control}",
-            "only cgroups whose cgroup.event_control is writable can be watched",
+            f"where cgroup.event_control is not writable either, {_COUNTERS_ONLY}",
             "run as root",
         )
     return Finding(name, "permitted")
@@ -144,14 +145,14 @@ def _scratch(mount: Mount) -> Finding:
 
 def _descriptors(mount: Mount) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    cgroups = sum(1 for _ in os.walk(mount.point)) - 1
+    cgroups = _cgroups(mount)
     value = f"{soft} (up to {hard}), for {cgroups} cgroups now, one each"
     if hard - _OTHER_FDS >= cgroups:
         return Finding("descriptors", value)
     return Finding(
         "descriptors",
         value,
-        "not all cgroups can be watched at once",
+        "a tree follows the rest by their counters: their kills and removals are told, later, and no OOMs",
         f"raise the hard limit to {cgroups + _OTHER_FDS} or more (LimitNOFILE= in a systemd unit)",
     )
 
@@ -176,13 +177,48 @@ def _kernel_log() -> Finding:
     try:
         os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
-        return Finding("kernel log", f"/dev/kmsg is not readable: {error.strerror}")
+        return Finding(
+            "kernel log",
+            f"/dev/kmsg is not readable: {error.strerror}",
+            "a kill without a signal (the whole host out of memory, sysrq-f) is told by a timer, up to a second late",
+            "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0",
+        )
     return Finding("kernel log", "/dev/kmsg is readable")
 
 
-def _inotify() -> Finding:
-    limits = [_read(f"/proc/sys/fs/inotify/max_user_{name}") or "?" for name in ("instances", "watches")]
-    return Finding("inotify", f"{limits[0]} instances and {limits[1]} watches a user")
+def _source(mount: Mount) -> Finding:
+    """Who would tell a tree of new cgroups."""
+    name = "discovery"
+    hierarchy = Hierarchy(mount.point)
+    try:
+        source = open_source(hierarchy, None)
+    finally:
+        hierarchy.close()
+    if source.fd >= 0:
+        os.close(source.fd)
+    if source.kind == "fanotify":
+        return Finding(name, "by fanotify: one mark for the whole hierarchy")
+    if source.kind != "inotify":
+        return Finding(
+            name,
+            "by nobody: neither fanotify nor inotify is to be had",
+            "they are found late, by listing all directories again",
+            "raise fs.inotify.max_user_instances",
+        )
+    limit, cgroups = int(_read("/proc/sys/fs/inotify/max_user_watches") or 0), _cgroups(mount)
+    value = f"by inotify: a watch for each of {cgroups} directories, of {limit} a user"
+    if limit >= cgroups:
+        return Finding(name, value)
+    return Finding(
+        name,
+        value,
+        "where watches run out, new cgroups are found late",
+        f"sysctl fs.inotify.max_user_watches={2 * cgroups}",
+    )
+
+
+def _cgroups(mount: Mount) -> int:
+    return sum(1 for _ in os.walk(mount.point))
 
 
 def _read(path: str) -> str | None:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from memcg_oom.events import CgroupEvent, Degraded, Oom, OomKill, Removed
+from memcg_oom.events import CgroupEvent, Degraded, Oom, OomKill, Removed, Unattributed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-_COLOURS = {"oom": "33", "oom_kill": "1;31", "removed": "2", "degraded": "35"}
+# What there is, and its colour on a terminal.
+EVENTS = {
+    "created": "2",
+    "oom": "33",
+    "oom_kill": "1;31",
+    "removed": "2",
+    "unattributed": "1;31",
+    "degraded": "35",
+}
 
 
 def kind(event: Event) -> str:
@@ -38,8 +46,10 @@ def line(event: Event) -> str:
     """The event as a line of aligned columns: local time, event, count, and then what is of no fixed width."""
     seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{nanoseconds // 1_000_000:03d}"
-    count = str(event.count) if isinstance(event, (Oom, OomKill)) else ""
-    columns = f"{moment}  {kind(event):<8}  {count:>5}  "
+    count = str(event.count) if isinstance(event, (Oom, OomKill, Unattributed)) else ""
+    columns = f"{moment}  {kind(event):<12}  {count:>5}  "
+    if isinstance(event, Unattributed):
+        return f"{columns}OOM kills on the host, in cgroups that came and went unseen"
     if isinstance(event, Degraded):
         return f"{columns}{event.what}; the cost: {event.cost}; the remedy: {event.remedy}"
     assert isinstance(event, CgroupEvent)  # the only other branch of the family
@@ -98,5 +108,5 @@ class Printer:
         if self._terminal:
             text = escape(text)
         if self._coloured:
-            text = f"\x1b[{_COLOURS[kind(event)]}m{text}\x1b[0m"
+            text = f"\x1b[{EVENTS[kind(event)]}m{text}\x1b[0m"
         print(text, flush=True)

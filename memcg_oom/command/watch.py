@@ -1,65 +1,140 @@
-"""memcg-oom watch: every event of the cgroups given, a line each."""
+"""memcg-oom watch: every event of the trees given, a line each."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
 
 from memcg_oom.command.errors import required_mount
-from memcg_oom.command.text import Printer
-from memcg_oom.hierarchy import ROOT_ID
+from memcg_oom.command.text import Printer, kind, line
+from memcg_oom.events import CgroupEvent, Created, Degraded, Oom, OomKill, Unattributed
 from memcg_oom.monitor import Monitor
+from memcg_oom.mounts import is_below
+from memcg_oom.paths import absolute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import re
+
+    from memcg_oom.events import Event
 
 # As timeout(1) has it.
 TIMED_OUT = 124
 
 
-def watch(cgroups: list[str], tree: bool, as_json: bool, count: int | None, timeout: float | None) -> int:
+class Summary:
+    """What there was, filtered by cgroup but not by event, for the line at the end."""
+
+    def __init__(self, cgroups: int) -> None:
+        self.cgroups = cgroups
+        self.ooms = self.kills = self.unattributed = 0
+
+    def add(self, event: Event) -> None:
+        """Takes note of an event."""
+        if isinstance(event, Created):
+            self.cgroups += 1
+        elif isinstance(event, Oom):
+            self.ooms += event.count
+        elif isinstance(event, OomKill):
+            self.kills += event.count
+        elif isinstance(event, Unattributed):
+            self.unattributed += event.count
+
+    def text(self) -> str:
+        """The line."""
+        return (
+            f"{_number(self.cgroups, 'cgroup')} seen, {_number(self.ooms, 'OOM')}, {_number(self.kills, 'OOM kill')}, "
+            f"{self.unattributed} unattributed"
+        )
+
+
+class Filter:
+    """Which events are wanted.
+
+    Args:
+        only: a pattern that is searched for in the path of the cgroup; None: every cgroup.
+        kinds: names of events; None: all.
+    """
+
+    def __init__(self, only: re.Pattern[str] | None, kinds: frozenset[str] | None) -> None:
+        self._only = only
+        self._kinds = kinds
+
+    def cgroup(self, path: str) -> bool:
+        """Whether a cgroup is wanted."""
+        return self._only is None or bool(self._only.search(path))
+
+    def of_interest(self, event: Event) -> bool:
+        """Whether the cgroup of an event is wanted; one without a cgroup always is."""
+        return not isinstance(event, CgroupEvent) or self.cgroup(event.cgroup)
+
+    def printed(self, event: Event) -> bool:
+        """Whether it is of a kind that is wanted."""
+        return self._kinds is None or kind(event) in self._kinds
+
+
+def watch(
+    cgroups: list[str], wanted: Filter, *, tree: bool, as_json: bool, count: int | None, timeout: float | None
+) -> int:
     """Prints events until `count` of them are printed or `timeout` seconds are over; returns the exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     if not cgroups:
         cgroups = [required_mount().point]
     _allow_all_fds()
     printer = Printer(as_json)
-    printed = 0
     with Monitor() as monitor:
-        if tree:
-            for cgroup in cgroups:
-                os.stat(cgroup)  # one that was named must exist; what is below it may go meanwhile
-            monitor.watch_many((path for cgroup in cgroups for path in _walk(cgroup)), skip_gone=True)
-        else:
-            monitor.watch_many(cgroups)
-        watched = len(monitor.watches)
-        print(
-            f"memcg-oom: watching {watched} cgroup{'' if watched == 1 else 's'}, Ctrl-C ends it",
-            file=sys.stderr,
-            flush=True,
-        )
-        while True:
-            events = monitor.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            for event in events:
+        followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree)
+        watches = monitor.watches
+        summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
+        _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")
+        try:
+            return _loop(monitor, printer, wanted, summary, count=count, deadline=deadline)
+        finally:
+            _say(summary.text())
+
+
+def _begin(monitor: Monitor, cgroups: list[str], tree: bool) -> str:
+    """Begins to watch; returns how."""
+    if not tree:
+        monitor.watch_many(dict.fromkeys(cgroups))
+        return ""
+    # One that lies in another is watched with it, and would be told of twice.
+    trees = [
+        monitor.watch_tree(cgroup)
+        for cgroup in dict.fromkeys(cgroups)
+        if not any(other != cgroup and is_below(cgroup, other) for other in cgroups)
+    ]
+    sources = " and ".join(dict.fromkeys(one.source for one in trees))
+    polled = sum(one.polled for one in trees)
+    return f" and those to come (told of by {sources}){f', {polled} of them by their counters alone' if polled else ''}"
+
+
+def _loop(
+    monitor: Monitor, printer: Printer, wanted: Filter, summary: Summary, *, count: int | None, deadline: float | None
+) -> int:
+    printed = 0
+    while True:
+        events = monitor.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        for event in filter(wanted.of_interest, events):
+            summary.add(event)
+            if wanted.printed(event):
                 printer.event(event)
                 printed += 1
                 if printed == count:
                     return 0
-            if not events and deadline is not None and time.monotonic() >= deadline:
-                return TIMED_OUT
+            elif isinstance(event, Degraded):
+                _say(line(event))  # what is not as it should be is said in any case
+        if not events and deadline is not None and time.monotonic() >= deadline:
+            return TIMED_OUT
 
 
-def _walk(cgroup: str) -> Iterator[str]:
-    """The cgroup and all below it, without the hierarchy's root, which the kernel never signals."""
-    for path, _, _ in os.walk(cgroup):
-        try:
-            if os.stat(path).st_ino != ROOT_ID:
-                yield path
-        except FileNotFoundError:
-            continue  # removed since it was listed
+def _say(text: str) -> None:
+    print(f"memcg-oom: {text}", file=sys.stderr, flush=True)
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _allow_all_fds() -> None:

@@ -36,10 +36,10 @@ def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 
 @contextmanager
-def started(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: object, wrapper: tuple[str, ...] = (), **options: Any) -> Iterator[subprocess.Popen[str]]:
     """The command in the background; it is ended at the end."""
     process = subprocess.Popen(
-        [*COMMAND, *map(os.fspath, arguments)],  # type: ignore[arg-type]
+        [*wrapper, *COMMAND, *map(os.fspath, arguments)],  # type: ignore[arg-type]
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,10 +76,12 @@ def validate(line: str) -> dict[str, Any]:
 def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg: Path, hog: str) -> None:
     child = make(memcg / "child", "1M")
     with watching("--json", "--count", "3", memcg) as process:
+        assert process.stdout is not None
         run_hog(hog, child)
+        lines = [process.stdout.readline(), process.stdout.readline()]  # or the removal may be faster than the look
         remove(child)
         out, _ = process.communicate(timeout=PATIENCE)
-    events = [validate(line) for line in out.splitlines()]
+    events = [validate(line) for line in [*lines, *out.splitlines()]]
     assert [event["event"] for event in events] == ["oom", "oom_kill", "removed"]
     assert {event["cgroup"] for event in events} == {str(child)}
     assert events[1]["count"] == 1
@@ -92,7 +94,9 @@ def test_watch_prints_plain_lines_into_a_pipe(memcg: Path, hog: str) -> None:
         run_hog(hog, memcg / "child")
         out, _ = process.communicate(timeout=PATIENCE)
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
-    assert re.fullmatch(rf"{stamp}  oom           1  {memcg}/child\n{stamp}  oom_kill      1  {memcg}/child\n", out)
+    assert re.fullmatch(
+        rf"{stamp}  oom               1  {memcg}/child\n{stamp}  oom_kill          1  {memcg}/child\n", out
+    )
 
 
 def test_watch_colours_a_terminal_and_escapes_what_it_would_act_on(memcg: Path, hog: str) -> None:
@@ -133,6 +137,62 @@ def test_watch_no_tree_watches_only_what_is_named(memcg: Path, hog: str) -> None
     assert {json.loads(line)["cgroup"] for line in out.splitlines()} == {str(named)}
 
 
+def test_watch_follows_what_is_made_and_says_at_the_end_what_there_was(memcg: Path, hog: str) -> None:
+    # Without "oom": a watch that stood only after the signal has none to tell of.
+    kinds = ("--events", "created,oom_kill,removed", "--count", "3")
+    with watching("--json", *kinds, memcg, memcg) as process:
+        assert process.stdout is not None
+        child = make(memcg / "made", "1M")
+        events = [validate(process.stdout.readline())]
+        run_hog(hog, child)
+        events.append(validate(process.stdout.readline()))
+        remove(child)
+        out, err = process.communicate(timeout=PATIENCE)
+        events.append(validate(out))
+    assert [event["event"] for event in events] == ["created", "oom_kill", "removed"]
+    assert {event["cgroup"] for event in events} == {str(child)}
+    assert re.search(r"^memcg-oom: 2 cgroups seen, 1 OOM, 1 OOM kill, 0 unattributed$", err, re.MULTILINE)
+
+
+def test_watch_prints_only_what_is_wanted(memcg: Path, hog: str) -> None:
+    wanted, other = make(memcg / "wanted", "1M"), make(memcg / "other", "1M")
+    with watching("--json", "--only", "/want", "--events", "oom_kill,removed", "--count", "2", memcg) as process:
+        assert process.stdout is not None
+        for cgroup in (other, wanted):
+            run_hog(hog, cgroup)
+        lines = [process.stdout.readline()]
+        for cgroup in (other, wanted):
+            remove(cgroup)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert [(event["event"], event["cgroup"]) for event in map(validate, [*lines, *out.splitlines()])] == [
+        ("oom_kill", str(wanted)),
+        ("removed", str(wanted)),
+    ]
+    assert "1 cgroup seen, 1 OOM, 1 OOM kill, 0 unattributed" in err
+
+
+def test_watch_says_how_new_cgroups_are_followed_and_by_what(memcg: Path) -> None:
+    with started("watch", memcg) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+    assert re.fullmatch(
+        r"memcg-oom: watching 1 cgroup and those to come \(told of by (fanotify|inotify)\), Ctrl-C ends it\n", said
+    )
+
+
+def test_watch_says_what_is_missing_also_where_only_kills_are_wanted(memcg: Path) -> None:
+    """With next to no descriptors left cgroups are followed by their counters."""
+    for number in range(60):
+        make(memcg / str(number))
+    few = ("prlimit", "--nofile=64:64")
+    with started("watch", "--events", "oom_kill", memcg, wrapper=few) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline(), process.stderr.readline()]
+    assert re.search(r"watching 61 cgroups and those to come .*, \d+ of them by their counters alone", said[0])
+    assert "degraded" in said[1]
+    assert "RLIMIT_NOFILE" in said[1]
+
+
 def test_watch_ends_with_124_when_the_timeout_comes(memcg: Path) -> None:
     done = command("watch", "--timeout", "0.2", memcg)
     assert done.returncode == 124
@@ -144,7 +204,8 @@ def test_watch_and_listen_end_cleanly_on_a_signal(memcg: Path, number: signal.Si
     with watching(memcg) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (code, "", "")
+    summary = "memcg-oom: 1 cgroup seen, 0 OOMs, 0 OOM kills, 0 unattributed\n"
+    assert (process.returncode, out, err) == (code, "", summary)
 
 
 def test_a_pipe_that_closes_ends_watch_quietly(memcg: Path, hog: str) -> None:
@@ -155,7 +216,7 @@ def test_a_pipe_that_closes_ends_watch_quietly(memcg: Path, hog: str) -> None:
         run_hog(hog, child)
         process.wait(PATIENCE)
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert len(process.stderr.read().splitlines()) == 1, "the summary, and no complaint"
         process.stdout = None
     assert process.returncode == 0
 
