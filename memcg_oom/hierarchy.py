@@ -18,6 +18,7 @@ from memcg_oom.commit import close_all
 from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import directory_status
+from memcg_oom.threads import processors, side_by_side
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
 # Out of descriptors: this process, the system.
 NO_FDS = frozenset({errno.EMFILE, errno.ENFILE})
+
+# Below this many a thread costs more than it saves.
+SLICE = 256
 
 # Bytes of directory entries that are listed at once.
 _LISTING = 1 << 16
@@ -218,18 +222,13 @@ class Hierarchy:
         return kills
 
     def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
-        ids = array("Q", [places[i].control_id for i in which])
-        kills = array("q", bytes(8 * len(which)))
-        paths = ffi.NULL if self.by_id else ffi.from_buffer(pack_paths([places[i].path for i in which]))
-        lib.memcg_look_many(
-            self._fd if self.by_id else -1,
-            self.device,
-            ffi.from_buffer("uint64_t[]", ids),
-            paths,
-            len(which),
-            ffi.from_buffer("int64_t[]", kills),
-        )
-        return kills.tolist()
+        if not which:
+            return []
+        parts = min(processors(), len(which) // SLICE) or 1
+        size = -(-len(which) // parts)
+        slices = [_Slice(self, [places[i] for i in which[at : at + size]]) for at in range(0, len(which), size)]
+        side_by_side([one.run for one in slices])
+        return [kills for one in slices for kills in one.kills]
 
     def _give_up_spare(self) -> None:
         close_all(self._spare)
@@ -324,6 +323,26 @@ class Hierarchy:
                 return None
             path = found
         return path
+
+
+class _Slice:
+    """What one thread looks at."""
+
+    def __init__(self, hierarchy: Hierarchy, places: Sequence[Place]) -> None:
+        self.kills = array("q", bytes(8 * len(places)))
+        self._hierarchy = hierarchy
+        self._ids = array("Q", [place.control_id for place in places])
+        self._paths = b"" if hierarchy.by_id else pack_paths([place.path for place in places])
+
+    def run(self) -> None:
+        lib.memcg_look_many(
+            self._hierarchy.id_fd,
+            self._hierarchy.device,
+            ffi.from_buffer("uint64_t[]", self._ids),
+            ffi.from_buffer(self._paths),
+            len(self._ids),
+            ffi.from_buffer("int64_t[]", self.kills),
+        )
 
 
 def pack_paths(paths: Sequence[str]) -> bytes:

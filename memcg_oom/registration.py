@@ -11,7 +11,7 @@ from array import array
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.errors import RootCgroupError, UnsupportedError, os_error
-from memcg_oom.hierarchy import GONE, NO_FDS, pack_paths
+from memcg_oom.hierarchy import GONE, NO_FDS, SLICE, pack_paths
 from memcg_oom.mounts import mount_of
 from memcg_oom.threads import processors, side_by_side
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from memcg_oom.commit import Change
     from memcg_oom.hierarchy import Hierarchy, Place
-
-# Below this many a thread costs more than it saves.
-SLICE = 256
 
 # struct memcg_registration, taken over whole; and what stands before the rows of struct memcg_registrations.
 _ROW = struct.Struct("=iiiIQQqq")

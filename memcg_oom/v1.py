@@ -100,7 +100,8 @@ class V1Watches:
         self.hierarchy: Hierarchy | None = None
         self.counter: HostCounter | None = None
         self.by_key: dict[int, Watch] = {}
-        self.polled: dict[int, Watch] = {}  # those of them that are
+        # Those of them whose removal nobody signals. The hierarchy's root is never removed.
+        self.polled: dict[int, Watch] = {}
         # The tree whose members the ledger goes by: it covers the hierarchy, so that every kill is its business.
         self.covering: TreeWatch | None = None
         self.let_go: Callable[[Watch], None] = lambda _watch: None  # called for each before its end, see discovery.py
@@ -167,7 +168,7 @@ class V1Watches:
                 if one.kills > watch._seen:
                     changes += self._kills(watch, one.kills, time_ns, events, accounts)
             self.by_key.update((watch._key, watch) for watch in watches)
-            self.polled.update((watch._key, watch) for watch in watches if watch.polled)
+            self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
             if tree is not None:
                 tree._members.update((watch._place.directory_id, watch) for watch in watches)
                 changes += [(watch, "_tree", tree) for watch in watches]
@@ -183,6 +184,9 @@ class V1Watches:
                     self.polled.pop(watch._key, None)
             raise
         return watches
+
+    def _is_root(self, watch: Watch) -> bool:
+        return self.hierarchy is not None and self.hierarchy.is_root(watch._place.directory_id)
 
     def tell(self, events: list[Event]) -> list[Change]:
         """The changes by which events are handed to whoever waits."""
@@ -290,12 +294,14 @@ class V1Watches:
     def _host_killed(self, round_: Round) -> bool:
         """Whether a crowd is worth a look: its first, and whenever the host's counter has moved.
 
-        A round that is looked at since it moved is looked at once more: the host's counter rises first.
+        When it has, once more the next time: the host's counter rises first. That this may have been so at the first
+        look is left to the last.
         """
         assert self.counter is not None  # opened with the hierarchy
         host = self.counter.read()
-        worth = host != round_.host or round_.again
-        round_.again = host != round_.host
+        first, moved = round_.host is None, host != round_.host
+        worth = moved or round_.again
+        round_.again = moved and not first
         round_.host = host
         return worth
 

@@ -87,8 +87,8 @@ def watch(
         followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree)
         watches = monitor.watches
         summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
-        _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")
         try:
+            _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")
             return _loop(monitor, printer, wanted, summary, count=count, deadline=deadline)
         finally:
             _say(summary.text())

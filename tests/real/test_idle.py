@@ -87,3 +87,15 @@ def test_descriptors_go_with_the_cgroups(memcg: Path) -> None:
         assert reader.monitor.watches == ()
     finally:
         reader.finish()
+
+
+def test_a_tree_of_the_whole_host_leaves_no_timer_running(playground: Path) -> None:
+    """The kernel log tells of kills, the source of new cgroups: nothing is left to be done now and then."""
+    with Monitor(settle=0.05, audit=0.05) as monitor:
+        monitor.watch_tree(playground.parent)
+
+        def is_idle() -> bool:
+            monitor.wait(0.05)
+            return monitor._armed == 0
+
+        eventually(is_idle)
