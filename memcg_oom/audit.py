@@ -35,8 +35,8 @@ SHARE = 20
 class Audit:
     """Compares the host's counter with the ledger, and sweeps the counters of all watches when they differ.
 
-    A sweep is made in chunks, one a step(). Two sweeps, the second a settle period after the first, have to leave the
-    same kills unexplained before they count as unattributed: the first may have been faster than a cgroup's counter.
+    A sweep is made in chunks, one a step(). Kills count as unattributed when a second sweep, a settle period after the
+    first, does not explain those from before the first either: that may have been faster than a cgroup's counter.
 
     Synchronization: none; the monitor's lock is held around every call.
 
@@ -78,7 +78,7 @@ class Audit:
         self._complete = True  # whether all that it looked at could be read
         self._cost = 0  # nanoseconds
         self._earliest = 0  # when the next may begin
-        self._suspects = 0  # kills that the last sweep did not explain
+        self._suspected = 0  # the host's counter when a sweep began that did not explain all of its kills; 0: none
         self._again = False  # whether it was called for meanwhile
 
     def open(self, add_to_loop: Callable[[int], None]) -> list[Change]:
@@ -158,20 +158,22 @@ class Audit:
         """Does what is due, in a few milliseconds at most; more may be due afterwards."""
         assert self._counter is not None  # something is watched, or nothing would be due
         if self._rest is None:
+            self._again = False
             host = self._counter.read()
             missing = self._ledger.missing(host) > 0
             if not missing:
-                self._suspects = 0
+                self._suspected = 0
             if not (missing or self._watches.polled or self._discovery.needs_audit):
                 self._next(now)
                 return
             if now < self._earliest:
                 self.due = self._earliest
                 return
-            self._again = False
             self._host = host
             self._complete = self._discovery.audit()
             self._rest = list((self._watches.by_key if missing else self._watches.polled).values())
+            if missing:
+                self._rest += self._discovery.left_out()
             self._cost = 0
         chunk, rest = self._rest[:CHUNK], self._rest[CHUNK:]
         before = time.monotonic_ns()
@@ -188,11 +190,11 @@ class Audit:
     def _balance(self, now: int) -> None:
         """After a sweep."""
         missing = self._ledger.proven(self._host)
-        suspects = min(self._suspects, missing)
-        if self._complete and suspects:
-            self._unattributed(suspects)
-            missing -= suspects
-        self._suspects = missing if self._complete else self._suspects
+        if self._complete:
+            if self._suspected and (suspects := self._ledger.proven(self._suspected)):
+                self._unattributed(suspects)
+                missing -= suspects
+            self._suspected = self._host if missing else 0
         if missing or not self._complete:
             self.due = max(self._earliest, now + self._settle)
         else:

@@ -20,10 +20,11 @@ _MORE_FDS = "raise RLIMIT_NOFILE (ulimit -n; LimitNOFILE= in a systemd unit)"
 class _Cause:
     """One that there is, or was."""
 
-    __slots__ = ("told",)
+    __slots__ = ("told", "event")
 
     def __init__(self) -> None:
         self.told = False
+        self.event: Degraded | None = None  # made, but not told before its changes are committed
 
 
 class Complaints:
@@ -37,9 +38,10 @@ class Complaints:
     def _once(self, key: object, events: list[Event], what: str, cost: str, remedy: str) -> list[Change]:
         """Adds the event, and returns the changes by which its cause counts as told."""
         cause = self._causes.setdefault(key, _Cause())
-        if cause.told or any(isinstance(event, Degraded) and event.what == what for event in events):
+        if cause.told or any(event is cause.event for event in events):
             return []
-        events.append(Degraded(time_ns=time.time_ns(), what=what, cost=cost, remedy=remedy))
+        cause.event = Degraded(time_ns=time.time_ns(), what=what, cost=cost, remedy=remedy)
+        events.append(cause.event)
         return [(cause, "told", True)]
 
     def unreadable(self, error: int, events: list[Event]) -> list[Change]:

@@ -34,7 +34,7 @@ class Discovery:
     """
 
     def __init__(self, monitor: Monitor, watches: V1Watches, complaints: Complaints) -> None:
-        self.trees: list[TreeWatch] = []
+        self.trees = watches.trees
         self.sources: dict[str, Source] = {}
         self._monitor = monitor
         self._watches = watches
@@ -119,25 +119,23 @@ class Discovery:
             self._rescan()
         for tree in self.trees:
             if tree._backlog is None and tree._unfollowed:
-                self._search(tree, Search.unfollowed_again)
+                self._incomplete |= not self._search(tree, Search.unfollowed_again)
         return not self._incomplete
 
     def _apply(self, changes: list[Change]) -> None:
         for tree in self.trees if changes else ():
             if tree._backlog is None:
-                self._search(tree, lambda search: search.changed(changes))
+                self._incomplete |= not self._search(tree, lambda search: search.changed(changes))
 
     def _rescan(self) -> None:
-        self._incomplete = False
+        complete = True
         for tree in self.trees:
-            if tree._backlog is None:
-                self._search(tree, Search.everywhere)
-            else:
-                self._incomplete = True
+            complete &= tree._backlog is None and self._search(tree, Search.everywhere)
+        self._incomplete = not complete
         self._watches.sweep(list(self._watches.polled.values()))
 
-    def _search(self, tree: TreeWatch, how: Callable[[Search], None]) -> None:
-        """Searches a tree for what is new in it and takes that in."""
+    def _search(self, tree: TreeWatch, how: Callable[[Search], None]) -> bool:
+        """Searches a tree for what is new in it and takes that in; whether everything could be read."""
         assert self._watches.hierarchy is not None  # opened with the first watch
         search = Search(self._watches.hierarchy, self._watches, tree)
         try:
@@ -146,17 +144,17 @@ class Discovery:
         except BaseException:
             search.undo()
             raise
-        if not search.complete:
-            self._incomplete = True
         if search.vanished:
             paths = set(search.vanished)
             self._watches.sweep([watch for watch in self._watches.polled.values() if watch.cgroup in paths])
             for watch in [watch for watch in tree._left_out if watch.cgroup in paths]:
                 self.let_go(watch)
+                self._watches.forget(watch)
+        return search.complete
 
     def _take_in(self, search: Search, changes: list[StateChange], *, created: bool) -> None:
         tree = search.tree
-        if search.found or search.troubles or changes:
+        if search.found or search.followed or search.troubles or changes:
             self._watches.watch(
                 self._monitor,
                 search.found,
@@ -166,13 +164,15 @@ class Discovery:
                     changes + self._tell(search, watches if created else [], time_ns, events)
                 ),
             )
-        tree._unfollowed.update(search.unfollowed)
-        for directory_id in search.followed:
-            tree._unfollowed.pop(directory_id, None)
 
     def _tell(self, search: Search, watches: list[Watch], time_ns: int, events: list[Event]) -> list[StateChange]:
         events += [Created(time_ns=time_ns, cgroup=watch.cgroup, watch=watch) for watch in watches]
         changes: list[StateChange] = []
+        if search.unfollowed or search.followed:
+            unfollowed = {**search.tree._unfollowed, **search.unfollowed}
+            for directory_id in search.followed:
+                unfollowed.pop(directory_id, None)
+            changes.append((search.tree, "_unfollowed", unfollowed))
         for trouble in search.troubles:
             changes += trouble(self._complaints, events)
         return changes
@@ -192,11 +192,10 @@ class Discovery:
         """
         tree = search.tree
         self._take_in(search, [*changes, (tree, "closed", False)], created=False)
-        if not search.complete:
-            self._incomplete = True
+        self._incomplete |= not search.complete
         self.hear()  # the rest of what happened during the scan
         backlog, tree._backlog = tree._backlog or [], None
-        self._search(tree, lambda search: search.changed(backlog))
+        self._incomplete |= not self._search(tree, lambda search: search.changed(backlog))
         tree._watermark = max(tree._members, default=0)
         self.discover()
 
@@ -207,9 +206,21 @@ class Discovery:
         for watch in list(tree._members.values()):
             self.let_go(watch)
         tree._unfollowed.clear()
-        tree._source.unfollow(tree._place.directory_id)
-        needed = {other.source for other in self.trees}
+        self._unfollow(tree._source, tree._place.directory_id)
+        return self.unneeded()
+
+    def unneeded(self) -> list[Source]:
+        """Gives up the sources that no tree needs any more; they are the caller's to close."""
+        needed = {tree.source for tree in self.trees}
         return [self.sources.pop(kind) for kind in list(self.sources) if kind not in needed]
+
+    def left_out(self) -> list[Watch]:
+        """Members that were closed each by itself: their kills are told to nobody, and missing in no ledger."""
+        return [watch for tree in self.trees for watch in tree._left_out]
+
+    def _unfollow(self, source: Source, directory_id: int) -> None:
+        if not any(tree.member(directory_id) for tree in self.trees if tree._source is source):
+            source.unfollow(directory_id)
 
     def let_go(self, watch: Watch) -> None:
         """Ends a membership: the tree keeps what was counted."""
@@ -227,5 +238,4 @@ class Discovery:
         tree._members.pop(directory_id, None)
         tree._unfollowed.pop(directory_id, None)
         tree._left_out.discard(watch)
-        if not any(other.member(directory_id) for other in self.trees if other._source is tree._source):
-            tree._source.unfollow(directory_id)
+        self._unfollow(tree._source, directory_id)

@@ -31,6 +31,9 @@ GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
 # Out of descriptors: this process, the system.
 NO_FDS = frozenset({errno.EMFILE, errno.ENFILE})
 
+# A rename may overtake a search by path; so many in a row are nobody's habit.
+_OVERTAKEN = 8
+
 # Below this many a thread costs more than it saves.
 SLICE = 256
 
@@ -158,33 +161,41 @@ class Hierarchy:
         Raises:
             OSError: an errno of GONE: it was removed.
         """
-        fd = self._open_directory(place)
-        if -fd in NO_FDS and self._spare:
-            self._give_up_spare()
-            fd = self._open_directory(place)
+        fds: list[int] = []  # one, or -errno; it is put there by the call that opens it, so that Ctrl-C leaves none
         try:
-            yield check(fd, place.path)
+            self._open_directory(place, fds)
+            if -fds[0] in NO_FDS and self._spare:
+                self._give_up_spare()
+                fds.clear()
+                self._open_directory(place, fds)
+            yield check(fds[0], place.path)
         finally:
-            if fd >= 0:
-                os.close(fd)
+            if fds and fds[0] >= 0:
+                os.close(fds[0])  # the first call here: no signal handler runs before it
             self._take_spare()
 
-    def _open_directory(self, place: Place) -> int:
+    def _open_directory(self, place: Place, fds: list[int]) -> None:
         if self.by_id:
-            return lib.memcg_open_by_id(self._fd, place.directory_id)
-        try:
-            if self._moved([place])[0]:
-                path = self._path_by_lineage(place)
-                if path is None:
-                    return -errno.ESTALE
-                place.path = path
-            fd = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            return -(error.errno or errno.EIO)
-        if os.fstat(fd).st_ino == place.directory_id:
-            return fd
-        os.close(fd)
-        return -errno.EAGAIN  # renamed on the way
+            fds.extend(map(lib.memcg_open_by_id, [self._fd], [place.directory_id]))
+            return
+        for _ in range(_OVERTAKEN):
+            try:
+                if self._moved([place])[0]:
+                    path = self._path_by_lineage(place)
+                    if path is None:
+                        fds.append(-errno.ESTALE)
+                        return
+                    place.path = path
+                fds.extend(map(os.open, [place.path], [os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC]))
+            except OSError as error:
+                if error.errno not in GONE:
+                    fds.append(-(error.errno or errno.EIO))
+                    return
+                continue
+            if os.fstat(fds[0]).st_ino == place.directory_id:
+                return
+            close_all(fds)
+        fds.append(-errno.EAGAIN)
 
     @staticmethod
     def children(directory_fd: int) -> list[tuple[str, int]]:
@@ -236,7 +247,7 @@ class Hierarchy:
     def _take_spare(self) -> None:
         if not self._spare:
             try:
-                self._spare.append(os.dup(self._fd))
+                self._spare.extend(map(os.dup, [self._fd]))
             except OSError as error:
                 if error.errno not in NO_FDS:
                     raise
@@ -267,19 +278,14 @@ class Hierarchy:
         return moved
 
     def _path_by_id(self, place: Place) -> str | None:
-        fd = lib.memcg_open_by_id(self._fd, place.directory_id)
-        if fd < 0:
-            return None
-        try:
+        with self.directory(place) as fd:
             path = os.readlink(f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
         # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/".
         return path if path != "/" else None
 
     def _look_elsewhere(self, place: Place) -> int:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
-        for _ in range(8):  # a rename may overtake the search; eight in a row are nobody's habit
+        for _ in range(_OVERTAKEN):
             try:
                 path = self._path_by_lineage(place)
             except OSError as error:
@@ -318,10 +324,12 @@ class Hierarchy:
         path = place.base
         for inode in place.lineage:
             with os.scandir(path) as entries:
-                found = next((entry.path for entry in entries if entry.inode() == inode), None)
-            if found is None:
-                return None
-            path = found
+                for entry in entries:
+                    if entry.inode() == inode:
+                        path = entry.path
+                        break
+                else:
+                    return None
         return path
 
 

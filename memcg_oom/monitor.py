@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from memcg_oom.events import Event
     from memcg_oom.paths import StrPath
+    from memcg_oom.sources import Source
     from memcg_oom.watch import Watch
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
@@ -230,6 +231,9 @@ class Monitor:
                 search.undo()
             if tree is not None:
                 self._unwatch_tree(tree)
+            else:
+                with self._leaving, self._lock:
+                    self._drop(self._discovery.unneeded())
             if isinstance(error, OSError):
                 self._check_open()  # what failed may have been closed by another thread
             raise
@@ -295,15 +299,20 @@ class Monitor:
         with self._leaving, self._lock:
             members = list(tree._members.values())
             commit([(watch, "closed", True) for watch in members] + [(tree, "closed", True), (tree, "_backlog", None)])
-            for source in self._discovery.end(tree):
-                if source.fd >= 0:
-                    self._v1.leave_loop(source.fd)
+            self._drop(self._discovery.end(tree))
             for watch in members:
                 self._v1.forget(watch)
             if self._v1.covering is tree:
                 self._v1.covering = self._discovery.covering()
                 self._audit.cover()
             self._bury()
+
+    def _drop(self, sources: list[Source]) -> None:
+        """Closes sources; the lock is held."""
+        for source in sources:
+            if source.fd >= 0:
+                self._v1.leave_loop(source.fd)
+        self._bury()
 
     # -- waiting
 

@@ -223,6 +223,7 @@ class Search:
         """What became of a newcomer: it is found, with an eventfd or without, or it is gone."""
         error = -row.eventfd
         if row.eventfd < 0 and (error in GONE or row.control_id == 0 or row.kills_before < 0):
+            self.tree._source.discard(row.follower)
             if newcomer.parent is None:
                 raise row.error()
             if error not in GONE:

@@ -71,6 +71,9 @@ class Source:
     def unfollow(self, directory_id: int) -> None:
         """Lets go of a directory, also of one that is gone."""
 
+    def discard(self, watch: int) -> None:
+        """Lets go of what a registration did about a directory, if nobody has taken note of it."""
+
     def _packets(self) -> Iterator[bytes]:
         for _ in range(_READS):
             try:
@@ -160,6 +163,11 @@ class Inotify(Source):
         watch = self._watches.pop(directory_id, None)
         if watch is not None:
             del self._directories[watch]
+            lib.memcg_inotify_remove(self.fd, watch)
+
+    def discard(self, watch: int) -> None:
+        """Lets go of what a registration did about a directory, if nobody has taken note of it."""
+        if watch >= 0 and watch not in self._directories:
             lib.memcg_inotify_remove(self.fd, watch)
 
 

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 
 from memcg_oom._native import lib
+from memcg_oom.accounts import Accounts
 from memcg_oom.commit import commit
 from memcg_oom.errors import check
 from memcg_oom.events import Oom, OomKill, Removed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import select
     from collections.abc import Callable, Iterable, Sequence
 
+    from memcg_oom.accounts import Entry
     from memcg_oom.commit import Change, Outbox
     from memcg_oom.complaints import Complaints
     from memcg_oom.events import Event
@@ -109,7 +111,8 @@ class V1Watches:
         self._epoll = epoll
         self._outbox = outbox
         self._complaints = complaints
-        self._ledger = ledger
+        self.trees: list[TreeWatch] = []
+        self._accounts = Accounts(ledger, self.trees)
         self._unread = unread
         self._settle = settle
         self._linger = linger
@@ -163,10 +166,11 @@ class V1Watches:
             events: list[Event] = []
             changes = told(watches, time_ns, events)
             changes += [(watch, "closed", False) for watch in watches]
-            accounts = _Accounts(self)
+            entry = self._accounts.entry()
             for watch, one in zip(watches, found, strict=True):
                 if one.kills > watch._seen:
-                    changes += self._kills(watch, one.kills, time_ns, events, accounts)
+                    changes += self._kills(watch, one.kills, time_ns, events, entry)
+            self._accounts.join(watches, tree)
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
             if tree is not None:
@@ -176,12 +180,13 @@ class V1Watches:
                 self._rest(signalled, self._settle, changes)
             for one_registrations in registrations:
                 changes += one_registrations.hand_over()
-            commit(changes + accounts.changes() + self._outbox.put(events))
+            entry.commit(changes + self._outbox.put(events))
         except BaseException:
             for watch in watches:
                 if watch.closed:
                     self.by_key.pop(watch._key, None)
                     self.polled.pop(watch._key, None)
+                    self._accounts.leave(watch)
             raise
         return watches
 
@@ -193,7 +198,7 @@ class V1Watches:
         return self._outbox.put(events)
 
     def forget(self, watch: Watch) -> None:
-        """Ends a watch, if it has not ended."""
+        """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
         key, fd = watch._key, watch._eventfd
         if key in self.by_key:
             if watch.polled:
@@ -203,6 +208,8 @@ class V1Watches:
                 unread = self._unread
                 unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
             del self.by_key[key]
+        if watch._tree is None:
+            self._accounts.leave(watch)
 
     def _unregister(self, fd: int) -> None:
         # Out of the epoll set before it is closed: a forked child's copy would keep it there.
@@ -284,7 +291,8 @@ class V1Watches:
         before = time.monotonic_ns()
         settled = before >= round_.deadline
         if settled or len(watches) < CROWD or self._host_killed(round_):
-            unsettled, _ = self._read(watches, settled)
+            unsettled, complete = self._read(watches, settled)
+            round_.again |= not complete
         else:
             unsettled = True
         if unsettled:
@@ -308,7 +316,17 @@ class V1Watches:
     def sweep(self, watches: list[Watch]) -> bool:
         """Looks at watches out of turn and tells what is new; whether all of them could be read."""
         _, complete = self._read([watch for watch in watches if not (watch.closed or watch._gone)], settled=False)
+        self._account([watch for watch in watches if watch.closed and watch._tree is not None])
         return complete
+
+    def _account(self, watches: list[Watch]) -> None:
+        """Takes note of kills of which nobody wants to be told."""
+        assert self.hierarchy is not None
+        entry = self._accounts.entry()
+        for watch, kills in zip(watches, self.hierarchy.look([watch._place for watch in watches]), strict=True):
+            if kills >= 0:
+                entry.add(watch, kills)
+        entry.commit([])
 
     def _read(self, watches: list[Watch], settled: bool) -> tuple[bool, bool]:
         """Reads the counters, tells what is new; whether anybody is not settled, and whether all could be read."""
@@ -324,7 +342,7 @@ class V1Watches:
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
-        accounts = _Accounts(self)
+        entry = self._accounts.entry()
         gone = []
         unsettled = False
         complete = True
@@ -334,7 +352,7 @@ class V1Watches:
                     changes += self._ooms(watch, watch._held, time_ns, events)
                     changes.append((watch, "_held", 0))
                 if kills > watch._seen:
-                    changes += self._kills(watch, kills, time_ns, events, accounts)
+                    changes += self._kills(watch, kills, time_ns, events, entry)
                 if settled:
                     changes += [(watch, "_round", None), (watch, "_unresolved", 0)]
                 else:
@@ -348,7 +366,7 @@ class V1Watches:
                 complete = False
                 changes += self._complaints.unreadable(-kills, events)
         changes += self._went(gone, time_ns, events)
-        commit(changes + accounts.changes() + self._outbox.put(events))
+        entry.commit(changes + self._outbox.put(events))
         return unsettled, complete
 
     def _went(self, watches: list[Watch], time_ns: int, events: list[Event]) -> list[Change]:
@@ -419,35 +437,10 @@ class V1Watches:
         return [(watch, "ooms", watch.ooms + count), (watch, "_unresolved", watch._unresolved + count)]
 
     @staticmethod
-    def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], accounts: _Accounts) -> list[Change]:
+    def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
         count = kills - watch._seen
         events.append(OomKill(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, count=count))
-        accounts.add(watch, kills)
+        entry.add(watch, kills)
         # The OOMs of this very look are not in `_unresolved` yet, so they are added here as well as by _ooms().
         unresolved = max(0, watch._unresolved + watch._held - count)
         return [(watch, "kills", watch.kills + count), (watch, "_seen", kills), (watch, "_unresolved", unresolved)]
-
-
-class _Accounts:
-    """The kills that one commit tells, for the ledger: once each, however many watches a cgroup has."""
-
-    def __init__(self, watches: V1Watches) -> None:
-        self._ledger = watches._ledger
-        self._members = watches.covering._members if watches.covering is not None else {}
-        self._until: dict[Watch, int] = {}
-        self._count = 0
-
-    def add(self, watch: Watch, kills: int) -> None:
-        """Takes what a look at the cgroup found."""
-        account = self._members.get(watch._place.directory_id, watch)
-        before = self._until.get(account, account._accounted)
-        if kills > before:
-            self._until[account] = kills
-            self._count += kills - before
-
-    def changes(self) -> list[Change]:
-        """The changes by which they are accounted for."""
-        if not self._count:
-            return []
-        accounted: list[Change] = [(watch, "_accounted", kills) for watch, kills in self._until.items()]
-        return accounted + self._ledger.settle(self._count)

@@ -6,6 +6,7 @@ takes it for a mounted hierarchy and works in its path mode, since ids cannot be
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ import memcg_oom.mounts
 import memcg_oom.registration
 import memcg_oom.sources
 import memcg_oom.v1
-from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
+from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
 from memcg_oom._native import lib
 from tests.support import PATIENCE
 
@@ -42,8 +43,10 @@ class FakeKernel:
         self.root = folder / "memory"
         self.root.mkdir()
         self.cgroups: list[FakeCgroup] = []
+        self.overrun = False  # whether the log has overwritten what was not read yet
         self._graves = folder / "graves"
         self._graves.mkdir()
+        self._monkeypatch = monkeypatch
         device = os.stat(self.root).st_dev
         point = os.fsdecode(
             os.fsencode(self.root).replace(b"\\", rb"\134").replace(b" ", rb"\040").replace(b"\t", rb"\011")
@@ -64,7 +67,7 @@ class FakeKernel:
         os.mkfifo(log)
         self._log = os.open(log, os.O_RDWR)
         monkeypatch.setattr(memcg_oom.host, "KMSG", str(log))
-        monkeypatch.setattr(memcg_oom.host, "os", _Unseekable())
+        monkeypatch.setattr(memcg_oom.host, "os", _Log(self))
 
     def make(self, name: str = "a", *, kills: int = 0) -> FakeCgroup:
         """A new cgroup, by its path from the root."""
@@ -72,12 +75,37 @@ class FakeKernel:
         self.cgroups.append(cgroup)
         return cgroup
 
+    def make_root(self) -> FakeCgroup:
+        """The mount's root as the root of the hierarchy, which is a cgroup as well."""
+        if self.cgroups and self.cgroups[0].path == self.root:
+            return self.cgroups[0]
+        inode = os.stat(self.root).st_ino
+        for module in (memcg_oom.hierarchy, memcg_oom.monitor):
+            self._monkeypatch.setattr(module, "ROOT_ID", inode)
+        root = FakeCgroup(self.root, self, 0)
+        self.cgroups.insert(0, root)
+        return root
+
+    def tree(self, monitor: Monitor, path: Path | None = None, source: str = "inotify") -> TreeWatch:
+        """A tree (of everything), that takes whatever is new to it for younger than itself.
+
+        It goes by ids, which in kernfs only grow; the inode numbers of a plain file system do not.
+        """
+        if path is None:
+            path = self.make_root().path
+        tree = monitor.watch_tree(path, source=source)
+        tree._watermark = 0
+        return tree
+
     def bury(self, path: Path) -> None:
         """Takes a folder out of the mount.
 
-        It is not unlinked: a file system may give an inode number out again at once, which kernfs does not.
+        It is not unlinked: a file system may give an inode number out again at once, which kernfs does not. But another
+        is, under its name, so that inotify tells of it.
         """
         path.rename(self._graves / f"{time.monotonic_ns()}-{path.name}")
+        path.mkdir()
+        path.rmdir()
 
     def host_killed(self, count: int = 1) -> None:
         """Moves the host's counter of OOM kills."""
@@ -87,6 +115,11 @@ class FakeKernel:
     def log(self, record: str = "6,1,1,-;Memory cgroup out of memory: Killed process 93 (hog)\n") -> None:
         """Prints to the kernel log."""
         os.write(self._log, record.encode())
+
+    def overrun_log(self) -> None:
+        """Prints more to the kernel log than it holds."""
+        self.overrun = True
+        self.log("6,2,2,-;what is left of it\n")
 
     def close(self) -> None:
         os.close(self._log)
@@ -107,7 +140,7 @@ class FakeCgroup:
         self.kills = kills
         self.gone = False
         self._eventfds: list[int] = []
-        path.mkdir()
+        path.mkdir(exist_ok=path == kernel.root)
         (path / "memory.oom_control").touch()
         (path / "cgroup.event_control").touch()
         self._write_control()
@@ -140,6 +173,10 @@ class FakeCgroup:
     def kill(self, count: int = 1) -> None:
         """Moves the counters, the host's first."""
         self.kernel.host_killed(count)
+        self.count_kill(count)
+
+    def count_kill(self, count: int = 1) -> None:
+        """Moves its own counter alone: the host's has moved before."""
         self.kills += count
         self._write_control()
 
@@ -184,8 +221,17 @@ class _FileSystem:
         return getattr(os, name)
 
 
-class _Unseekable:
-    """The module os, but for one thing: nothing is sought in the log, which is a pipe."""
+class _Log:
+    """The module os, but for the log: it is a pipe, in which nothing can be sought, and which is never overrun."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+
+    def read(self, fd: int, size: int) -> bytes:
+        if self._kernel.overrun:
+            self._kernel.overrun = False
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return os.read(fd, size)
 
     def lseek(self, _fd: int, _position: int, _how: int) -> int:
         return 0
@@ -225,6 +271,8 @@ def brief(events: Iterable[Event], watch: Watch | None = None) -> list[tuple[str
                 found.append(("OomKill", count))
             case Removed(unresolved=unresolved):
                 found.append(("Removed", unresolved))
+            case Unattributed(count=count):
+                found.append(("Unattributed", count))
             case _:
                 found.append((type(event).__name__, 0))
     return found
