@@ -19,13 +19,23 @@ if TYPE_CHECKING:
 
 
 class _Shared:
-    """What several watches of one cgroup know together."""
+    """What several watches of one cgroup know together.
 
-    __slots__ = ("_accounted", "holders")
+    Attributes:
+        since: from where on the counter's kills are accounted for: the lowest baseline of a watch that told any.
+        holders: the keys of the watches.
+    """
+
+    __slots__ = ("since", "_accounted", "holders")
 
     def __init__(self, first: Watch) -> None:
+        self.since = _baseline(first)
         self._accounted = first._accounted
         self.holders = {first._key}
+
+
+def _baseline(watch: Watch) -> int:
+    return watch._seen - watch.kills
 
 
 class Accounts:
@@ -85,19 +95,27 @@ class Entry:
         self._ledger = ledger
         self._shared = shared
         self._until: dict[Watch | _Shared, int] = {}
+        self._since: dict[_Shared, int] = {}
         self._count = 0
 
     def add(self, watch: Watch, kills: int) -> None:
         """Takes what a look at the cgroup found: its counter."""
-        account = self._shared.get(watch._place.directory_id, watch)
+        shared = self._shared.get(watch._place.directory_id)
+        account = watch if shared is None else shared
         before = self._until.get(account, account._accounted)
         if kills > before:
             self._until[account] = kills
             self._count += kills - before
+        if shared is not None:
+            since = self._since.get(shared, shared.since)
+            if since > _baseline(watch):
+                self._since[shared] = _baseline(watch)
+                self._count += since - _baseline(watch)
 
     def commit(self, changes: list[Change]) -> None:
         """Makes all the changes, and those by which the kills are accounted for."""
         if self._count:
             accounted: list[Change] = [(account, "_accounted", kills) for account, kills in self._until.items()]
-            changes = changes + accounted + self._ledger.settle(self._count)
+            since: list[Change] = [(shared, "since", kills) for shared, kills in self._since.items()]
+            changes = changes + accounted + since + self._ledger.settle(self._count)
         commit(changes)

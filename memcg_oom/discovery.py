@@ -137,7 +137,8 @@ class Discovery:
     def _search(self, tree: TreeWatch, how: Callable[[Search], None]) -> bool:
         """Searches a tree for what is new in it and takes that in; whether everything could be read."""
         assert self._watches.hierarchy is not None  # opened with the first watch
-        search = Search(self._watches.hierarchy, self._watches, tree)
+        self._watches.hierarchy.follow([tree._place])  # a rename at or above it is told to nobody
+        search = Search(self._watches.hierarchy, tree)
         try:
             how(search)
             self._take_in(search, [], created=True)

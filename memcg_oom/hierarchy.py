@@ -48,23 +48,39 @@ class Place:
     """Where a cgroup is, and who it is.
 
     Attributes:
-        path: the absolute path where it was last seen.
+        parent: the place whose name its path goes on from: a rename of that one moves this one.
+        name: its name there; without a parent the absolute path.
         directory_id: the kernfs id (st_ino) of its directory.
         control_id: the kernfs id (st_ino) of its memory.oom_control.
         base: the topmost directory of the file system on the way to it; only where files cannot be opened by id.
         lineage: the inodes from below `base` down to its own.
     """
 
-    __slots__ = ("path", "directory_id", "control_id", "base", "lineage")
+    __slots__ = ("parent", "name", "directory_id", "control_id", "base", "lineage")
 
-    def __init__(
-        self, path: str, directory_id: int, control_id: int, base: str = "", lineage: tuple[int, ...] = ()
-    ) -> None:
-        self.path = path
+    def __init__(self, parent: Place | None, name: str, directory_id: int, control_id: int) -> None:
+        self.parent = parent
+        self.name = name
         self.directory_id = directory_id
         self.control_id = control_id
-        self.base = base
-        self.lineage = lineage
+        self.base = ""
+        self.lineage: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The absolute path where it was last seen."""
+        return self.name if self.parent is None else self.parent.below(self.name)
+
+    @path.setter
+    def path(self, path: str) -> None:
+        if self.parent is None:
+            self.name = path
+        else:
+            self.parent.path, _, self.name = path.rpartition("/")
+
+    def below(self, name: str) -> str:
+        """The absolute path of what has that name in its directory."""
+        return f"{self.path.rstrip('/')}/{name}"
 
 
 class Hierarchy:
@@ -129,9 +145,10 @@ class Hierarchy:
         Raises:
             FileNotFoundError: it was removed meanwhile.
         """
-        if self.by_id:
-            return Place(path, directory_id, control_id)
-        return Place(path, directory_id, control_id, *self._lineage(path, directory_id))
+        place = Place(None, path, directory_id, control_id)
+        if not self.by_id:
+            place.base, place.lineage = self._lineage(path, directory_id)
+        return place
 
     def find(self, path: str) -> Place:
         """Where the cgroup is that has this path now.
@@ -149,10 +166,10 @@ class Hierarchy:
 
     def child(self, parent: Place, name: str, directory_id: int, control_id: int) -> Place:
         """Where a cgroup is that was found in the directory of another."""
-        path = f"{parent.path.rstrip('/')}/{name}"
-        if self.by_id:
-            return Place(path, directory_id, control_id)
-        return Place(path, directory_id, control_id, parent.base, (*parent.lineage, directory_id))
+        place = Place(parent, name, directory_id, control_id)
+        if not self.by_id:
+            place.base, place.lineage = parent.base, (*parent.lineage, directory_id)
+        return place
 
     @contextmanager
     def directory(self, place: Place) -> Iterator[int]:

@@ -217,7 +217,7 @@ class Monitor:
                 self._begin(opened)
                 tree = TreeWatch(self, place, self._discovery.open_source(source))
                 self._discovery.begin(tree)
-            search = Search(hierarchy, self._v1, tree)
+            search = Search(hierarchy, tree)
             search.scan()
             with self._leaving, self._lock:
                 self._check_open()

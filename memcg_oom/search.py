@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from memcg_oom.registration import Registration
     from memcg_oom.sources import Change
     from memcg_oom.tree import TreeWatch
-    from memcg_oom.v1 import V1Watches
 
 # Descriptors that a tree leaves for everybody else in the process; of a low limit, an eighth.
 HEADROOM = 64
@@ -58,7 +57,7 @@ class _Newcomer:
 
     def path(self) -> str:
         """Where it was found."""
-        return self.name if self.parent is None else f"{self.parent.path}/{self.name}"
+        return self.name if self.parent is None else self.parent.below(self.name)
 
 
 class Search:
@@ -77,7 +76,7 @@ class Search:
         complete: whether everything that there is could be read.
     """
 
-    def __init__(self, hierarchy: Hierarchy, watches: V1Watches, tree: TreeWatch) -> None:
+    def __init__(self, hierarchy: Hierarchy, tree: TreeWatch) -> None:
         self.tree = tree
         self.found: list[Found] = []
         self.registrations: list[Registrations] = []
@@ -87,7 +86,6 @@ class Search:
         self.troubles: list[Callable[[Complaints, list[Event]], list[StateChange]]] = []
         self.complete = True
         self._hierarchy = hierarchy
-        self._watches = watches
         self._known: set[int] = set()  # found by this search
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._highest_fd = soft - 1 - min(HEADROOM, soft // 8)
@@ -134,7 +132,7 @@ class Search:
                     for name, moved in here.items():
                         status = _status(name, fd)
                         if status is None:
-                            self.vanished.append(f"{parent.path}/{name}")
+                            self.vanished.append(parent.below(name))
                         elif stat.S_ISDIR(status.st_mode):
                             entries.append((name, status.st_ino, not moved))
             except OSError as error:
@@ -180,10 +178,7 @@ class Search:
         for name, directory_id, born in entries:
             watch = self.tree.member(directory_id)
             if watch is not None:
-                path = f"{parent.path}/{name}"
-                if watch.cgroup != path:
-                    old, watch._place.path = watch.cgroup, path
-                    self._watches.move(self.tree, old, path)
+                watch._place.name = name  # another one, if it was renamed
             elif directory_id not in self._known:
                 self._known.add(directory_id)
                 newcomers.append(_Newcomer(parent, name, directory_id, born))

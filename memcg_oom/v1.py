@@ -166,11 +166,11 @@ class V1Watches:
             events: list[Event] = []
             changes = told(watches, time_ns, events)
             changes += [(watch, "closed", False) for watch in watches]
+            self._accounts.join(watches, tree)
             entry = self._accounts.entry()
             for watch, one in zip(watches, found, strict=True):
                 if one.kills > watch._seen:
                     changes += self._kills(watch, one.kills, time_ns, events, entry)
-            self._accounts.join(watches, tree)
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
             if tree is not None:
@@ -386,21 +386,9 @@ class V1Watches:
         Members of a tree are renamed when its source says so; only what is above the tree has no source.
         """
         assert self.hierarchy is not None
-        self.hierarchy.follow([watch._place for watch in watches if watch._tree is None])
-        for tree in {watch._tree for watch in watches}:
-            if tree is not None:
-                old = tree.cgroup
-                self.hierarchy.follow([tree._place])
-                if tree.cgroup != old:
-                    self.move(tree, old, tree.cgroup)
-
-    @staticmethod
-    def move(tree: TreeWatch, old: str, new: str) -> None:
-        """Moves the members below one that was renamed."""
-        below = old + "/"
-        for watch in tree._members.values():
-            if watch.cgroup.startswith(below):
-                watch._place.path = new + watch.cgroup[len(old) :]
+        trees = {watch._tree for watch in watches if watch._tree is not None}
+        singles = [watch._place for watch in watches if watch._tree is None]
+        self.hierarchy.follow(singles + [tree._place for tree in trees])
 
     def _remove(self, watches: list[Watch]) -> None:
         """Nothing more came of these: what was held is their OOMs and the removal's own signal."""

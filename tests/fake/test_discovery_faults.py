@@ -22,6 +22,7 @@ from memcg_oom.search import Search
 from memcg_oom.sources import Source
 from tests.fake.fake_kernel import AGES, FakeKernel, brief, replace_in_lib, take, take_while
 from tests.fake.test_faults import Strike, collect_by_iteration, collect_by_wait, count_fds
+from tests.support import limit_with_room
 
 
 @pytest.fixture
@@ -118,9 +119,7 @@ def test_a_refused_one_beside_one_that_is_not(kernel: FakeKernel, monkeypatch: p
 
 def test_descriptors_are_left_for_others(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel.make_root()
-    free = os.dup(0)
-    os.close(free)
-    limit = (free + 20) * 8 // 7  # an eighth of a low limit is left
+    limit = limit_with_room(20)
     monkeypatch.setattr("memcg_oom.search.resource.getrlimit", lambda _: (limit, limit))
     with Monitor(settle=AGES) as monitor:
         tree = kernel.tree(monitor)
