@@ -95,6 +95,11 @@ class TreeWatch:
         watch = self._members.get(directory_id)
         return watch if watch is not None and watch._tree is self else None
 
+    @property
+    def _is_behind(self) -> bool:
+        """Whether a rename may have happened without its source having said so."""
+        return self._source.overflowed or bool(self._unfollowed)
+
     def close(self) -> None:
         """Ends all of its watches; nothing of them is handed out any more. Closing again does nothing."""
         self._monitor._unwatch_tree(self)

@@ -383,12 +383,13 @@ class V1Watches:
     def _follow(self, watches: list[Watch]) -> None:
         """Brings the paths of those of whom something is to be told up to date.
 
-        Members of a tree are renamed when its source says so; only what is above the tree has no source.
+        Members of a tree are renamed when its source says so, as long as it does; what is above the tree has no source.
         """
         assert self.hierarchy is not None
-        trees = {watch._tree for watch in watches if watch._tree is not None}
-        singles = [watch._place for watch in watches if watch._tree is None]
-        self.hierarchy.follow(singles + [tree._place for tree in trees])
+        places = {
+            watch._place if watch._tree is None or watch._tree._is_behind else watch._tree._place for watch in watches
+        }
+        self.hierarchy.follow(list(places))
 
     def _remove(self, watches: list[Watch]) -> None:
         """Nothing more came of these: what was held is their OOMs and the removal's own signal."""
