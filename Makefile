@@ -33,7 +33,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.storm
 
 soak: $(VENV)/ready
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m pytest tests/real/soak.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
