@@ -110,7 +110,7 @@ int memcg_open_by_id(int mount_fd, uint64_t id);
 void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
                      int64_t *kills);
 
-/* Sets moved[i] to 1 where the path no longer leads to the directory of that id, else to 0. */
+/* Sets moved[i] to 1 where the path, an absolute one, no longer leads to the directory of that id, else to 0. */
 void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                       uint8_t *moved);
 

@@ -69,7 +69,7 @@ class Place:
     @property
     def path(self) -> str:
         """The absolute path where it was last seen."""
-        return self.name if self.parent is None else self.parent.below(self.name)
+        return self.name if self.parent is None else f"{self.parent.path}/{self.name}"
 
     @path.setter
     def path(self, path: str) -> None:
@@ -77,10 +77,6 @@ class Place:
             self.name = path
         else:
             self.parent.path, _, self.name = path.rpartition("/")
-
-    def below(self, name: str) -> str:
-        """The absolute path of what has that name in its directory."""
-        return f"{self.path.rstrip('/')}/{name}"
 
 
 class Hierarchy:
@@ -197,7 +193,7 @@ class Hierarchy:
             return
         for _ in range(_OVERTAKEN):
             try:
-                if self._moved([place])[0]:
+                if self.moved([place])[0]:
                     path = self._path_by_lineage(place)
                     if path is None:
                         fds.append(-errno.ESTALE)
@@ -240,7 +236,7 @@ class Hierarchy:
         if gone and self.by_id:
             # The kernel says ESTALE as well when it has no memory for the inode. What is still at its path is not
             # gone, or is just going: look again.
-            for i, moved in zip(gone, self._moved([places[i] for i in gone]), strict=True):
+            for i, moved in zip(gone, self.moved([places[i] for i in gone]), strict=True):
                 if not moved:
                     kills[i] = -errno.EAGAIN
         elif gone:
@@ -272,7 +268,7 @@ class Hierarchy:
 
     def follow(self, places: Sequence[Place]) -> None:
         """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
-        moved = [place for place, has_moved in zip(places, self._moved(places), strict=True) if has_moved]
+        moved = [place for place, has_moved in zip(places, self.moved(places), strict=True) if has_moved]
         if moved:
             self._give_up_spare()
             for place in moved:
@@ -283,7 +279,8 @@ class Hierarchy:
                 place.path = found or place.path
             self._take_spare()
 
-    def _moved(self, places: Sequence[Place]) -> array[int]:
+    def moved(self, places: Sequence[Place]) -> array[int]:
+        """Whether each cgroup is not at its path: it was renamed, or it is gone."""
         moved = array("B", bytes(len(places)))
         lib.memcg_moved_many(
             self.device,

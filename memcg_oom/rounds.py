@@ -23,7 +23,7 @@ class Round:
         deadline: in nanoseconds of CLOCK_MONOTONIC; the last look is at or after it.
         step: how many looks there were; None for a round that only waits for its deadline.
         host: the host's count of kills, as of the last look; None before the first.
-        again: whether it had moved then.
+        again: whether it had moved then, or not everything could be read.
     """
 
     __slots__ = ("watches", "deadline", "step", "host", "again")

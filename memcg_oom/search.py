@@ -57,7 +57,7 @@ class _Newcomer:
 
     def path(self) -> str:
         """Where it was found."""
-        return self.name if self.parent is None else self.parent.below(self.name)
+        return self.name if self.parent is None else f"{self.parent.path}/{self.name}"
 
 
 class Search:
@@ -132,7 +132,7 @@ class Search:
                     for name, moved in here.items():
                         status = _status(name, fd)
                         if status is None:
-                            self.vanished.append(parent.below(name))
+                            self.vanished.append(f"{parent.path}/{name}")
                         elif stat.S_ISDIR(status.st_mode):
                             entries.append((name, status.st_ino, not moved))
             except OSError as error:

@@ -112,6 +112,7 @@ class V1Watches:
         self._outbox = outbox
         self._complaints = complaints
         self.trees: list[TreeWatch] = []
+        self._ledger = ledger
         self._accounts = Accounts(ledger, self.trees)
         self._unread = unread
         self._settle = settle
@@ -292,26 +293,42 @@ class V1Watches:
         settled = before >= round_.deadline
         if settled or len(watches) < CROWD or self._host_killed(round_):
             unsettled, complete = self._read(watches, settled)
-            round_.again |= not complete
         else:
-            unsettled = True
+            unsettled, complete = True, self._tell_ooms([watch for watch in watches if watch._held])
+        round_.again |= not complete
         if unsettled:
             after = time.monotonic_ns()
             self._agenda.add(round_.next_look(after, after - before), round_)
 
     def _host_killed(self, round_: Round) -> bool:
-        """Whether a crowd is worth a look: its first, and whenever the host's counter has moved.
+        """Whether the counters of a crowd are worth a look: the host has killed, and not everything is told.
 
-        When it has, once more the next time: the host's counter rises first. That this may have been so at the first
-        look is left to the last.
+        Once more the next time, as the host's counter rises before the cgroup's.
         """
         assert self.counter is not None  # opened with the hierarchy
         host = self.counter.read()
-        first, moved = round_.host is None, host != round_.host
-        worth = moved or round_.again
-        round_.again = moved and not first
-        round_.host = host
+        moved, round_.host = host != round_.host, host
+        worth = (moved or round_.again) and self._ledger.missing(host) > 0
+        round_.again = moved
         return worth
+
+    def _tell_ooms(self, watches: list[Watch]) -> bool:
+        """Tells the OOMs of watches whose kills are not worth a look; whether that could be done.
+
+        A cgroup that is at its path was not removed before, so no signal that was read is its removal's. To know that
+        takes half as long as to read its counter. The others are looked at.
+        """
+        assert self.hierarchy is not None  # there are watches, so it was opened
+        moved = self.hierarchy.moved([watch._place for watch in watches])
+        time_ns = time.time_ns()
+        changes: list[Change] = []
+        events: list[Event] = []
+        for watch, is_elsewhere in zip(watches, moved, strict=True):
+            if not is_elsewhere:
+                changes += self._ooms(watch, watch._held, time_ns, events)
+        commit(changes + self._outbox.put(events))
+        _, complete = self._read([watch for watch in watches if watch._held], settled=False)
+        return complete
 
     def sweep(self, watches: list[Watch]) -> bool:
         """Looks at watches out of turn and tells what is new; whether all of them could be read."""
@@ -350,7 +367,6 @@ class V1Watches:
             if kills >= 0:
                 if watch._held:
                     changes += self._ooms(watch, watch._held, time_ns, events)
-                    changes.append((watch, "_held", 0))
                 if kills > watch._seen:
                     changes += self._kills(watch, kills, time_ns, events, entry)
                 if settled:
@@ -423,7 +439,11 @@ class V1Watches:
     @staticmethod
     def _ooms(watch: Watch, count: int, time_ns: int, events: list[Event]) -> list[Change]:
         events.append(Oom(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, count=count))
-        return [(watch, "ooms", watch.ooms + count), (watch, "_unresolved", watch._unresolved + count)]
+        return [
+            (watch, "ooms", watch.ooms + count),
+            (watch, "_unresolved", watch._unresolved + count),
+            (watch, "_held", watch._held - count),
+        ]
 
     @staticmethod
     def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -178,6 +180,219 @@ static void many(const char *cgroup, uint64_t device)
     MUST(open_descriptors() == before);
 }
 
+/* By id, followed, and with a limit to the descriptors. */
+static void chosen(const char *cgroup, uint64_t device, uint64_t directory_id)
+{
+    struct memcg_registrations *made = registrations(2);
+    struct memcg_registration *all = made->rows;
+    uint64_t ids[2] = {directory_id, directory_id + 1};
+    char paths[2 * 512];
+    int before = open_descriptors(), inotify_fd, mount_fd, fd;
+
+    repeat(paths, cgroup, 2);
+    made->inotify_fd = inotify_fd = memcg_inotify_open();
+    MUST(inotify_fd >= 0);
+    memcg_register_many(device, ids, paths, 2, made);
+    MUST(made->count == 2 && all[0].eventfd >= 0 && all[0].directory_id == directory_id && all[0].follower >= 0);
+    MUST(all[1].eventfd == -ESTALE && all[1].step == MEMCG_STEP_CGROUP);
+    memcg_unregister_many(made);
+    MUST(made->count == 0 && open_descriptors() == before + 1);
+    MUST(memcg_inotify_remove(inotify_fd, all[0].follower) == 0);
+    close(inotify_fd);
+
+    /* What cannot be followed is registered all the same. */
+    memcg_register_many(device, ids, paths, 1, made);
+    MUST(all[0].eventfd >= 0 && all[0].follower == -EBADF);
+    memcg_unregister_many(made);
+    made->inotify_fd = -1;
+    memcg_register_many(device, NULL, paths, 1, made);
+    MUST(all[0].eventfd >= 0 && all[0].follower < 0);
+
+    /* The same again has the same number; one less is allowed. */
+    made->highest_fd = all[0].eventfd;
+    memcg_unregister_many(made);
+    memcg_register_many(device, NULL, paths, 1, made);
+    MUST(all[0].eventfd == made->highest_fd);
+    memcg_unregister_many(made);
+    made->highest_fd--;
+    memcg_register_many(device, NULL, paths, 1, made);
+    MUST(made->count == 1 && all[0].eventfd == -EMFILE && all[0].step == MEMCG_STEP_EVENTFD);
+    MUST(all[0].directory_id == directory_id && all[0].control_id != 0 && all[0].kills_after == all[0].kills_before);
+    memcg_unregister_many(made);
+    made->highest_fd = INT_MAX;
+
+    mount_fd = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    made->mount_fd = mount_fd;
+    fd = memcg_open_by_id(mount_fd, directory_id);
+    memcg_register_many(device, ids, "/no/such", 1, made);
+    if (fd >= 0) { /* then the path does not matter */
+        close(fd);
+        MUST(all[0].eventfd >= 0 && all[0].directory_id == directory_id);
+    } else {
+        MUST(all[0].eventfd == fd && all[0].step == MEMCG_STEP_CGROUP);
+    }
+    memcg_unregister_many(made);
+    ids[0] = UINT64_MAX;
+    memcg_register_many(device, ids, paths, 1, made);
+    MUST(all[0].eventfd < 0 && all[0].step == MEMCG_STEP_CGROUP);
+    memcg_unregister_many(made);
+    close(mount_fd);
+    free(made);
+    MUST(open_descriptors() == before);
+}
+
+/* Lists a directory through a buffer of so many bytes; how many it finds. */
+static int list(const char *path, size_t size, uint64_t sum[1])
+{
+    char *names = malloc(size);
+    uint64_t *ids = malloc(size / MEMCG_ENTRY * sizeof(*ids));
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), total = 0, count;
+
+    MUST(names != NULL && ids != NULL && fd >= 0);
+    sum[0] = 0;
+    while ((count = memcg_list(fd, names, size, ids)) > 0) {
+        const char *name = names;
+
+        MUST((size_t)count <= size / MEMCG_ENTRY);
+        for (int i = 0; i < count; i++, name += strlen(name) + 1) {
+            struct stat status;
+
+            MUST(fstatat(fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0);
+            MUST(S_ISDIR(status.st_mode) && status.st_ino == ids[i]);
+            sum[0] += ids[i];
+        }
+        total += count;
+    }
+    close(fd);
+    free(names);
+    free(ids);
+    return count < 0 ? count : total;
+}
+
+#define SUBDIRECTORIES 300
+
+static void listing(const char *cgroup)
+{
+    char path[PATH_MAX], names[512];
+    uint64_t ids[sizeof(names) / MEMCG_ENTRY], expected = 0, sum;
+    int before = open_descriptors(), fd;
+    struct stat status;
+
+    MUST(list(cgroup, 4096, &sum) == 0); /* files, and nothing else */
+    MUST(memcg_list(-1, names, sizeof(names), ids) == -EBADF);
+    fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    MUST(fd >= 0 && memcg_list(fd, names, sizeof(names), ids) == -ENOTDIR);
+    close(fd);
+    for (int i = 0; i < SUBDIRECTORIES; i++) {
+        /* Of all lengths; the kernel pads its entries to eight bytes. */
+        snprintf(path, sizeof(path), "%s/d%03d%.*s", cgroup, i, i % 60,
+                 "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx");
+        MUST(mkdir(path, 0700) == 0 && stat(path, &status) == 0);
+        expected += status.st_ino;
+    }
+    for (size_t size = 128; size <= 65536; size *= 2)
+        MUST(list(cgroup, size, &sum) == SUBDIRECTORIES && sum == expected);
+    MUST(list(cgroup, 24, &sum) == -EINVAL); /* no room for a long name */
+    for (int i = 0; i < SUBDIRECTORIES; i++) {
+        snprintf(path, sizeof(path), "%s/d%03d%.*s", cgroup, i, i % 60,
+                 "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx");
+        MUST(rmdir(path) == 0);
+    }
+    MUST(open_descriptors() == before);
+}
+
+/* The next inotify event: its name is `name`, its mask has `mask`. */
+static void hear(int inotify_fd, int watch, uint32_t mask, const char *name)
+{
+    _Alignas(struct inotify_event) char data[sizeof(struct inotify_event) + NAME_MAX + 1];
+    ssize_t length = read(inotify_fd, data, sizeof(struct inotify_event) + 16); /* one, of a short name */
+    const struct inotify_event *event = (const void *)data;
+
+    MUST(length > 0 && event->wd == watch && (event->mask & mask) == mask && strcmp(event->name, name) == 0);
+}
+
+static void following(const char *cgroup)
+{
+    char path[PATH_MAX], moved[PATH_MAX], byte;
+    int before = open_descriptors(), directory_fd, inotify_fd, watch, fd;
+    struct rlimit limit, low;
+
+    directory_fd = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    inotify_fd = memcg_inotify_open();
+    MUST(directory_fd >= 0 && inotify_fd >= 0 && (fcntl(inotify_fd, F_GETFD) & FD_CLOEXEC));
+    MUST(read(inotify_fd, &byte, 1) < 0 && (errno == EAGAIN || errno == EINVAL)); /* and does not block */
+    watch = memcg_inotify_add(inotify_fd, directory_fd);
+    MUST(watch >= 0 && memcg_inotify_add(inotify_fd, directory_fd) == watch);
+    snprintf(path, sizeof(path), "%s/d1", cgroup);
+    snprintf(moved, sizeof(moved), "%s/d2", cgroup);
+    MUST(mkdir(path, 0700) == 0);
+    hear(inotify_fd, watch, IN_CREATE | IN_ISDIR, "d1");
+    MUST(rename(path, moved) == 0);
+    hear(inotify_fd, watch, IN_MOVED_TO | IN_ISDIR, "d2");
+    MUST(rmdir(moved) == 0);
+    hear(inotify_fd, watch, IN_DELETE | IN_ISDIR, "d2");
+    MUST(memcg_inotify_remove(inotify_fd, watch) == 0 && memcg_inotify_remove(inotify_fd, watch) == -EINVAL);
+    MUST(memcg_inotify_remove(-1, watch) == -EBADF && memcg_inotify_remove(directory_fd, watch) == -EINVAL);
+    MUST(memcg_inotify_add(-1, directory_fd) == -EBADF && memcg_inotify_add(directory_fd, directory_fd) == -EINVAL);
+    MUST(memcg_inotify_add(inotify_fd, INT_MAX) == -ENOENT);
+    fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    MUST(fd >= 0 && memcg_inotify_add(inotify_fd, fd) == -ENOTDIR);
+    close(fd);
+    close(inotify_fd);
+
+    /* fanotify takes privilege, and a kernel that has it for this file system. */
+    fd = memcg_fanotify_open(cgroup);
+    MUST(fd >= 0 || fd == -EPERM || fd == -ENODEV || fd == -EINVAL || fd == -ENOSYS || fd == -EOPNOTSUPP || fd == -EXDEV);
+    if (fd >= 0) {
+        MUST((fcntl(fd, F_GETFD) & FD_CLOEXEC) && (fcntl(fd, F_GETFL) & O_NONBLOCK));
+        close(fd);
+    }
+    MUST(memcg_fanotify_open("/no/such") < 0);
+
+    MUST(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    low = limit;
+    low.rlim_cur = (rlim_t)before + 1;
+    MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
+    MUST(memcg_inotify_open() == -EMFILE && memcg_timer_open() == -EMFILE);
+    fd = memcg_fanotify_open(cgroup);
+    MUST(fd < 0);
+    fd = memcg_open_by_id(directory_fd, 1);
+    MUST(fd < 0);
+    MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    close(directory_fd);
+    MUST(open_descriptors() == before);
+}
+
+/* Keys that are not to be read. */
+static void unread(void)
+{
+    struct memcg_batch *batch = calloc(1, sizeof(*batch));
+    int before = open_descriptors(), epoll_fd, one, other;
+    uint64_t keys[2], count = 5;
+
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    one = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    other = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    MUST(batch != NULL && epoll_fd >= 0 && one >= 0 && other >= 0);
+    keys[0] = MEMCG_UNREAD | (uint64_t)7 << 32 | (uint64_t)one;
+    keys[1] = (uint64_t)8 << 32 | (uint64_t)other;
+    MUST(memcg_loop_add(epoll_fd, keys, 2) == 0);
+    MUST(memcg_wait(epoll_fd, 0, batch) == 0 && batch->unread == 0);
+    MUST(write(one, &count, sizeof(count)) == sizeof(count));
+    for (int i = 0; i < 2; i++) /* it stays readable */
+        MUST(memcg_wait(epoll_fd, -1, batch) == 0 && batch->unread == 1 && batch->count == 0);
+    MUST(write(other, &count, sizeof(count)) == sizeof(count));
+    MUST(memcg_wait(epoll_fd, -1, batch) == 1 && batch->unread == 1 && batch->count == 1);
+    MUST(batch->signals[0].key == keys[1] && batch->signals[0].count == 5);
+    MUST(read(one, &count, sizeof(count)) == sizeof(count) && count == 5);
+    MUST(memcg_wait(epoll_fd, 0, batch) == 0 && batch->unread == 0);
+    close(one);
+    close(other);
+    close(epoll_fd);
+    free(batch);
+    MUST(open_descriptors() == before);
+}
+
 /* What memory.oom_control may never say; only for a folder of plain files. */
 static void parsing(const char *cgroup)
 {
@@ -226,6 +441,10 @@ int main(int argc, char **argv)
     registration(argv[1]);
     out_of_descriptors(argv[1], status.st_dev);
     many(argv[1], status.st_dev);
+    chosen(argv[1], status.st_dev, status.st_ino);
     parsing(argv[1]);
+    listing(argv[1]);
+    following(argv[1]);
+    unread();
     return 0;
 }

@@ -518,10 +518,10 @@ def test_a_crowd_is_looked_at_when_the_host_has_killed(
         for cgroup in cgroups:
             cgroup.oom()
         assert len(take(monitor, size)) == size
-        # After the first look the counter decides, for a crowd.
+        # The host has not killed: nobody looks at the counters of a crowd.
         take_while(monitor, lambda: steps(monitor) < 8)
         first = looks.count
-        assert first == 1 if size >= CROWD else first >= 8
+        assert first == 0 if size >= CROWD else first >= 8
         until = steps(monitor) + 5
         take_while(monitor, lambda: steps(monitor) < until)
         assert (looks.count == first) == (size >= CROWD)
@@ -550,7 +550,7 @@ def test_the_gate_does_not_end_a_settle_nor_the_last_look(kernel: FakeKernel, mo
         cgroups[0].count_kill()  # the host's counter says nothing of it: only the last look can tell
         events = take_while(monitor, lambda: watches[0]._round)
         assert brief(events) == [("OomKill", 1)]
-        assert looks.count == 2
+        assert looks.count == 1
         assert all(watch._round is None for watch in watches)
 
 
@@ -565,8 +565,27 @@ def test_the_gate_does_not_keep_a_crowd_that_could_not_be_read(
         looks.error = error
         for cgroup in cgroups:
             cgroup.oom()
-        take_while(monitor, lambda: steps(monitor) < 4)
+        cgroups[0].kill()
+        events = take_while(monitor, lambda: steps(monitor) < 4)
+        assert not [event for event in events if isinstance(event, CgroupEvent)]
         looks.error = 0
         until = steps(monitor) + 5
-        events = take_while(monitor, lambda: steps(monitor) < until)
-        assert [brief(events, watch) for watch in watches] == [[("Oom", 1)]] * CROWD
+        take_while(monitor, lambda: steps(monitor) < until, events)
+        assert brief(events, watches[0]) == [("Oom", 1), ("OomKill", 1)]
+        assert [brief(events, watch) for watch in watches[1:]] == [[("Oom", 1)]] * (CROWD - 1)
+
+
+def test_in_a_crowd_one_that_was_renamed_or_is_gone_is_looked_at(kernel: FakeKernel) -> None:
+    # Of those that are at their paths no counter is read; of others a signal may be the removal's.
+    cgroups = [kernel.make(f"c{i}") for i in range(CROWD)]
+    with Monitor(settle=AGES, linger=0.0, audit=None) as monitor:
+        watches = monitor.watch_many([cgroup.path for cgroup in cgroups])
+        for cgroup in cgroups[1:]:
+            cgroup.oom()
+        cgroups[0].oom()
+        remove(cgroups[0])
+        cgroups[1].rename("moved")
+        events = take(monitor, CROWD + 1)
+        assert brief(events, watches[0]) == [("Oom", 1), ("Removed", 1)]
+        assert [brief(events, watch) for watch in watches[1:]] == [[("Oom", 1)]] * (CROWD - 1)
+        assert watches[1].cgroup == str(kernel.root / "moved")

@@ -123,7 +123,9 @@ def _pack(root: Path, archive: Path) -> Path:
     return archive
 
 
-def run(vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float = 600) -> tuple[int, str]:
+def run(
+    vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float = 600, memory: int = 1024
+) -> tuple[int, str]:
     """Boots, runs a shell command in the folder with the tests, and returns its exit code and all that was printed.
 
     Args:
@@ -132,7 +134,18 @@ def run(vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float
         base: made by initramfs().
         command: for the shell.
         timeout: seconds after which the machine counts as hung.
+        memory: the machine's, in MiB.
     """
+    output, complaints = boot(vmlinuz, cgroups, base, command, timeout=timeout, memory=memory)
+    code = re.search(r"^EXIT-CODE=(\d+)$", output, re.MULTILINE)
+    assert code is not None, f"the machine died before it reported:\n{output}\n{complaints}"
+    return int(code[1]), output
+
+
+def boot(
+    vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float, memory: int = 1024
+) -> tuple[str, str]:
+    """Boots, runs a shell command and waits for the machine's end, whichever; returns what it printed, and QEMU."""
     root = base.parent / f"command-{cgroups}-{abs(hash(command))}"
     root.mkdir()
     (root / "command").write_text(command + "\n")
@@ -141,7 +154,7 @@ def run(vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float
     initrd.write_bytes(base.read_bytes() + extra.read_bytes())
     done = subprocess.run(
         [
-            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024"),
+            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
             *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
             *("-kernel", vmlinuz, "-initrd", initrd, "-append", f"console=ttyS0 quiet panic=-1 cg={cgroups} "),
         ],
@@ -151,7 +164,4 @@ def run(vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float
         timeout=timeout,
     )
     initrd.unlink()
-    output = done.stdout.decode(errors="replace").replace("\r", "")
-    code = re.search(r"^EXIT-CODE=(\d+)$", output, re.MULTILINE)
-    assert code is not None, f"the machine died before it reported:\n{output}\n{done.stderr.decode(errors='replace')}"
-    return int(code[1]), output
+    return done.stdout.decode(errors="replace").replace("\r", ""), done.stderr.decode(errors="replace")
