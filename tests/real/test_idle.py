@@ -11,7 +11,7 @@ from memcg_oom import Monitor
 from tests.support import Reader, eventually, make, run_hog, until_waiting
 
 WATCHES = 1000
-# The epoll set, the bell, the timer, the hierarchy and its spare.
+# The epoll set, the bell, the timer, the hierarchy and its spare, the host's counter and its log.
 OTHER_FDS = 7
 
 
