@@ -6,6 +6,7 @@ import collections
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -25,6 +26,9 @@ sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(HERE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what is to run in the background like that, and commands would inherit it: deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for ring, name in RINGS.items():
         config.addinivalue_line("markers", f"{ring}: tried against {name} (set by the folder that the test is in)")
 
