@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from memcg_oom.command.signals import Signals
 from memcg_oom.eventfd import register
 from memcg_oom.hierarchy import GONE, Hierarchy
 from memcg_oom.paths import absolute
@@ -16,13 +17,14 @@ def listen(control_file: str, argument: str) -> int:
     """Prints a line for each crossing until the cgroup is removed; returns the exit code."""
     cgroup, name = os.path.split(absolute(control_file))
     line = f"{control_file} {argument}: crossed" if argument else f"{control_file}: crossed"
-    with register(cgroup, name, argument) as eventfd:
+    with Signals() as signals, register(cgroup, name, argument) as eventfd:
         hierarchy = Hierarchy(cgroup)
         try:
             place = hierarchy.place(
                 cgroup, os.stat(cgroup).st_ino, os.stat(os.path.join(cgroup, "memory.oom_control")).st_ino
             )
-            while eventfd.wait():
+            while True:
+                signals.wait(eventfd)
                 # Read first, then look: if the cgroup is alive afterwards, all that was read are crossings.
                 count = eventfd.read() or 0
                 gone = -hierarchy.look([place])[0] in GONE

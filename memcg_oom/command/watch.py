@@ -7,6 +7,7 @@ import sys
 import time
 
 from memcg_oom.command.errors import required_mount
+from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import Printer, kind, line
 from memcg_oom.events import CgroupEvent, Created, Degraded, Oom, OomKill, Unattributed
 from memcg_oom.monitor import Monitor
@@ -83,13 +84,13 @@ def watch(
         cgroups = [required_mount().point]
     _allow_all_fds()
     printer = Printer(as_json)
-    with Monitor() as monitor:
+    with Signals() as signals, Monitor() as monitor:
         followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree)
         watches = monitor.watches
         summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
         try:
             _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")
-            return _loop(monitor, printer, wanted, summary, count=count, deadline=deadline)
+            return _loop(monitor, signals, printer, wanted, summary, count=count, deadline=deadline)
         finally:
             _say(summary.text())
 
@@ -111,11 +112,19 @@ def _begin(monitor: Monitor, cgroups: list[str], tree: bool) -> str:
 
 
 def _loop(
-    monitor: Monitor, printer: Printer, wanted: Filter, summary: Summary, *, count: int | None, deadline: float | None
+    monitor: Monitor,
+    signals: Signals,
+    printer: Printer,
+    wanted: Filter,
+    summary: Summary,
+    *,
+    count: int | None,
+    deadline: float | None,
 ) -> int:
     printed = 0
     while True:
-        events = monitor.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        signals.wait(monitor, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        events = monitor.wait(0)
         for event in filter(wanted.of_interest, events):
             summary.add(event)
             if wanted.printed(event):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from memcg_oom import mounts
+from memcg_oom import EventFD, mounts
 from memcg_oom.command import scratch
 from memcg_oom.command.errors import Unavailable
+from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import escape
 from memcg_oom.sizes import format_size, parse_size
+from tests.support import PATIENCE
 
 V1 = "30 1 0:29 / {point} rw,relatime - cgroup cgroup rw,memory\n"
 V2 = "31 1 0:30 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
@@ -89,3 +94,20 @@ def test_nothing_that_a_terminal_would_act_on_is_left() -> None:
     assert escaped.isprintable()
     assert escaped.endswith("\u00fc")
     assert escape("plain/\u6f22, text") == "plain/\u6f22, text"
+
+
+# -- signals
+
+
+def test_a_signal_right_before_the_system_call_ends_the_wait() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
+    try:
+        with EventFD(os.eventfd(0)) as never, Signals() as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)  # its handler has run when the wait begins, which is just as late
+            start = time.monotonic()
+            signals.wait(never, PATIENCE)
+            assert time.monotonic() - start < PATIENCE
+            assert not never.wait(0)
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
