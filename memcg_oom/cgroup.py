@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from memcg_oom.errors import UnsupportedError
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
 
@@ -69,6 +70,8 @@ class Cgroup:
     def __init__(self, path: StrPath) -> None:
         self.path = absolute(path)
         mount = mount_of(self.path, _device(self.path))
+        if mount.version == 2:
+            raise UnsupportedError(errno.EOPNOTSUPP, "a cgroup of version 2; this release knows version 1", self.path)
         self.version = mount.version
         self._mount_point = mount.point
 

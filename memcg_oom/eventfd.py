@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
 import warnings
 
 from memcg_oom._native import ffi, lib
+from memcg_oom.errors import UnsupportedError
 from memcg_oom.hierarchy import ROOT_ID
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import absolute, directory_status
@@ -113,6 +115,7 @@ def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
 
     Raises:
         ValueError: a control file that is no plain name, an argument with a NUL or a newline or of over 200 bytes.
+        UnsupportedError: a cgroup v2, or a kernel that refuses (PREEMPT_RT).
         RootCgroupError: memory.oom_control of the hierarchy's root, which the kernel accepts and never signals.
         OSError: as Monitor.watch(); EINVAL where the kernel does not take the file or the argument.
     """
@@ -122,7 +125,10 @@ def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
     if "\0" in argument or "\n" in argument or len(os.fsencode(argument)) > 200:
         raise ValueError(f"argument must be one short line, not {argument!r}")
     status = directory_status(path)
-    mount_of(path, status.st_dev)
+    if mount_of(path, status.st_dev).version == 2:
+        raise UnsupportedError(
+            errno.EOPNOTSUPP, "cgroup v2 has no cgroup.event_control: watch the cgroup with a Monitor", path
+        )
     if status.st_ino == ROOT_ID and control_file == "memory.oom_control":
         raise root_error(path)
     registration = ffi.new("struct memcg_registration *")

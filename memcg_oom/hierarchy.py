@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.commit import close_all
-from memcg_oom.errors import NotACgroupError, check
+from memcg_oom.errors import NotACgroupError, UnsupportedError, check
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import directory_status
 from memcg_oom.threads import processors, side_by_side
@@ -97,6 +97,8 @@ class Hierarchy:
     def __init__(self, path: str) -> None:
         self.device = directory_status(path).st_dev
         self.mount: Mount = mount_of(path, self.device)
+        if self.mount.version == 2:
+            raise UnsupportedError(errno.EOPNOTSUPP, "a cgroup of version 2; this release watches version 1", path)
         self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._door = [self._fd]  # as long as it is open
         self._spare: list[int] = []  # one, or none while it is given up

@@ -26,19 +26,41 @@ class Mount:
         root: the cgroup that is mounted, as a path from the hierarchy's root; "/" for the whole.
         point: where it is mounted.
         version: 1 or 2.
-        memory: whether the hierarchy holds memory cgroups (always assumed of v2, where each cgroup may differ).
+        memory: whether the hierarchy may hold memory cgroups; a v1 one says so, of a v2 one has_memory() knows.
         read_only: whether the mount is.
+        local_events: whether memory.events of a v2 cgroup leaves out what is below it (memory_localevents).
     """
 
-    __slots__ = ("device", "memory", "point", "read_only", "root", "version")
+    __slots__ = ("device", "local_events", "memory", "point", "read_only", "root", "version")
 
-    def __init__(self, *, device: int, root: str, point: str, version: int, memory: bool, read_only: bool) -> None:
+    def __init__(
+        self,
+        *,
+        device: int,
+        root: str,
+        point: str,
+        version: int,
+        memory: bool,
+        read_only: bool,
+        local_events: bool = False,
+    ) -> None:
         self.device = device
         self.root = root
         self.point = point
         self.version = version
         self.memory = memory
         self.read_only = read_only
+        self.local_events = local_events
+
+    def has_memory(self) -> bool:
+        """Whether the memory controller is here: it is on one hierarchy at a time, and on none where it is disabled."""
+        if self.version == 1:
+            return self.memory
+        try:
+            with open(os.path.join(self.point, "cgroup.controllers"), "rb") as file:
+                return b"memory" in file.read().split()
+        except FileNotFoundError:  # something else is mounted over it
+            return False
 
 
 def parse_mountinfo(text: bytes) -> Iterator[Mount]:
@@ -56,6 +78,7 @@ def parse_mountinfo(text: bytes) -> Iterator[Mount]:
             version=2 if kind[0] == b"cgroup2" else 1,
             memory=kind[0] == b"cgroup2" or b"memory" in kind[2].split(b","),
             read_only=b"ro" in fields[5].split(b",") or b"ro" in kind[2].split(b","),
+            local_events=kind[0] == b"cgroup2" and b"memory_localevents" in kind[2].split(b","),
         )
 
 
@@ -71,9 +94,9 @@ def cgroup_mounts() -> list[Mount]:
         return list(parse_mountinfo(file.read()))
 
 
-def memory_mount(version: int = 1) -> Mount | None:
-    """The mount that shows the most of the memory hierarchy of a version, or None where there is none."""
-    mounts = [mount for mount in cgroup_mounts() if mount.memory and mount.version == version]
+def memory_mount() -> Mount | None:
+    """The mount that shows the most of the hierarchy that the memory controller is on, or None where there is none."""
+    mounts = [mount for mount in cgroup_mounts() if mount.has_memory()]
     return min(mounts, key=lambda mount: len(mount.root), default=None)
 
 
@@ -81,8 +104,7 @@ def mount_of(path: str, device: int) -> Mount:
     """The mount by which `path`, on the file system `device` (st_dev), is reached.
 
     Raises:
-        NotACgroupError: `path` is on no cgroup file system, or in a v1 hierarchy without the memory controller.
-        UnsupportedError: `path` is in a cgroup v2 hierarchy.
+        NotACgroupError: `path` is on no cgroup file system, or in a hierarchy without the memory controller.
     """
     mounts = [mount for mount in cgroup_mounts() if mount.device == device]
     if not mounts:
@@ -91,12 +113,13 @@ def mount_of(path: str, device: int) -> Mount:
         )
     # Several mounts of one hierarchy: the innermost that the path lies in.
     mount = max(mounts, key=lambda mount: len(mount.point) if is_below(path, mount.point) else -1)
-    if mount.version == 2:
-        raise UnsupportedError(
-            errno.EOPNOTSUPP, "a cgroup of version 2; this release watches version 1 (the v1 memory hierarchy)", path
+    if not mount.has_memory():
+        raise NotACgroupError(
+            errno.EINVAL,
+            f"not a memory cgroup: its hierarchy (version {mount.version}) is without the memory controller, which "
+            "memcg-oom check looks for",
+            path,
         )
-    if not mount.memory:
-        raise NotACgroupError(errno.EINVAL, "not a memory cgroup: its hierarchy is without the memory controller", path)
     return mount
 
 
@@ -106,11 +129,11 @@ def is_below(path: str, ancestor: str) -> bool:
 
 
 def memory_cgroup_of(pid: int | None = None) -> str:
-    """The path of the v1 memory cgroup that a process is in; None is the calling one.
+    """The path of the memory cgroup that a process is in; None is the calling one.
 
     Raises:
         ProcessLookupError: there is no such process.
-        UnsupportedError: no v1 memory hierarchy is mounted.
+        UnsupportedError: no memory hierarchy is mounted.
         NotACgroupError: the cgroup lies outside what is mounted here (in a container), or was removed.
     """
     file_path = f"/proc/{'self' if pid is None else pid}/cgroup"
@@ -121,27 +144,27 @@ def memory_cgroup_of(pid: int | None = None) -> str:
         raise ProcessLookupError(errno.ESRCH, "no such process", file_path) from None
     mount = memory_mount()
     if mount is None:
-        raise UnsupportedError(errno.EOPNOTSUPP, "no cgroup v1 memory hierarchy is mounted", file_path)
-    name = parse_proc_cgroup(text, b"memory")
+        raise UnsupportedError(errno.EOPNOTSUPP, "no memory cgroup hierarchy is mounted", file_path)
+    name = parse_proc_cgroup(text, b"memory" if mount.version == 1 else b"")
     if name is None:
-        raise UnsupportedError(errno.EOPNOTSUPP, "the process is in no cgroup v1 memory hierarchy", file_path)
+        raise UnsupportedError(errno.EOPNOTSUPP, "the process is in no cgroup of the memory hierarchy", file_path)
     if not is_below(name, mount.root):
         raise NotACgroupError(errno.EINVAL, f"the cgroup {name} lies outside the mount at {mount.point}", file_path)
     return os.path.normpath(f"{mount.point}/{name[len(mount.root.rstrip('/')) :]}")
 
 
 def own_systemd_cgroup() -> str | None:
-    """The path of the calling process's cgroup in systemd's own hierarchy, or None where it has none."""
+    """The path of the calling process's cgroup in systemd's own v1 hierarchy, or None where it has none."""
     with open("/proc/self/cgroup", "rb") as file:
         return parse_proc_cgroup(file.read(), b"name=systemd")
 
 
 def parse_proc_cgroup(text: bytes, controller: bytes) -> str | None:
-    """The cgroup of a v1 hierarchy in a /proc/PID/cgroup, as a path from the hierarchy's (or namespace's) root.
+    """The cgroup of a hierarchy in a /proc/PID/cgroup, as a path from the hierarchy's (or namespace's) root.
 
     Args:
         text: what the file holds, see proc_pid_cgroup(5).
-        controller: one that the hierarchy has, or "name=" and the name of one without any.
+        controller: one that the v1 hierarchy has, or "name=" and the name of one without any; empty: the v2 one's.
     """
     for line in text.split(b"\n"):
         _, _, rest = line.partition(b":")

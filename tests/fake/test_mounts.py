@@ -165,17 +165,41 @@ def test_memory_mount_is_the_one_that_shows_the_most(mountinfo: Callable[[bytes]
     mount = memory_mount()
     assert mount is not None
     assert mount.point == "/sys/fs/cgroup/memory"
-    unified = memory_mount(2)
-    assert unified is not None
-    assert unified.point == "/sys/fs/cgroup/unified"
     assert len(cgroup_mounts()) == 6
 
 
-@pytest.mark.parametrize("text", [b"", HYBRID.replace(b"rw,memory", b"rw,pids"), HYBRID.replace(b"cgroup rw", b"x rw")])
+@pytest.mark.parametrize("text", [b"", HYBRID.replace(b"rw,memory", b"rw,pids")])
 def test_no_memory_mount(mountinfo: Callable[[bytes], None], text: bytes) -> None:
     mountinfo(text)
+    assert memory_mount() is None
+
+
+@pytest.mark.parametrize(
+    ("controllers", "expected"), [("cpuset cpu io memory pids\n", True), ("cpuset cpu\n", False), ("\n", False)]
+)
+def test_the_memory_controller_on_version_2(
+    mountinfo: Callable[[bytes], None], tmp_path: Path, controllers: str, expected: bool
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    point = os.fsencode(tmp_path)
+    mountinfo(b"26 25 0:23 / " + point + b" rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n")
     mount = memory_mount()
-    assert mount is None or text.count(b"rw,memory")
+    if expected:
+        assert mount is not None
+        assert (mount.point, mount.version) == (os.fspath(tmp_path), 2)
+        assert mount_of(f"{tmp_path}/a", os.makedev(0, 23)).version == 2
+    else:
+        assert mount is None
+        with pytest.raises(NotACgroupError, match=r"version 2\) is without the memory controller"):
+            mount_of(f"{tmp_path}/a", os.makedev(0, 23))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [(b"rw,memory_localevents", True), (b"rw,nsdelegate,memory_recursiveprot", False)]
+)
+def test_local_events(options: bytes, expected: bool) -> None:
+    (mount,) = parse(b"26 25 0:23 / /m rw,nosuid - cgroup2 cgroup2 " + options)
+    assert mount.local_events is expected
 
 
 def test_mount_of_is_the_innermost(mountinfo: Callable[[bytes], None]) -> None:
@@ -195,9 +219,9 @@ def test_mount_of_is_the_innermost(mountinfo: Callable[[bytes], None]) -> None:
 
 def test_mount_of_says_what_it_is_instead(mountinfo: Callable[[bytes], None]) -> None:
     mountinfo(HYBRID)
-    with pytest.raises(UnsupportedError, match="version 2") as caught:
+    with pytest.raises(NotACgroupError, match="version 2") as caught:
         mount_of("/sys/fs/cgroup/unified/a", os.makedev(0, 23))
-    assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, "/sys/fs/cgroup/unified/a")
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, "/sys/fs/cgroup/unified/a")
     with pytest.raises(NotACgroupError, match="without the memory controller"):
         mount_of("/sys/fs/cgroup/cpu,cpuacct/a", os.makedev(0, 27))
     with pytest.raises(NotACgroupError, match="no cgroup file system"):
@@ -222,6 +246,8 @@ def test_mount_of_says_what_it_is_instead(mountinfo: Callable[[bytes], None]) ->
         (b"1:name=memory:/x\n", b"memory", None),
         (b"5:memory_x:/x\n0::/u\n", b"memory", None),
         (b"0::/u\n", b"memory", None),
+        (b"9:cpu,cpuacct:/c\n4:memory:/a\n0::/u:v\n", b"", "/u:v"),
+        (b"4:memory:/a\n", b"", None),
         (b"", b"memory", None),
         (b"nonsense\n\n4:memory:/a", b"memory", "/a"),
         (b"4:memory:/..\n", b"memory", "/.."),
@@ -246,5 +272,5 @@ def test_memory_cgroup_of_nobody() -> None:
 
 def test_memory_cgroup_without_the_hierarchy(mountinfo: Callable[[bytes], None]) -> None:
     mountinfo(b"")
-    with pytest.raises(UnsupportedError, match="no cgroup v1 memory hierarchy is mounted"):
+    with pytest.raises(UnsupportedError, match="no memory cgroup hierarchy is mounted"):
         memory_cgroup_of()

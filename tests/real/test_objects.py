@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from memcg_oom import Cgroup, EventFD, NotACgroupError, OomControl, RootCgroupError, UnsupportedError, register
+from memcg_oom import Cgroup, EventFD, NotACgroupError, OomControl, RootCgroupError, register
 from memcg_oom.mounts import cgroup_mounts
 from tests.support import (
     PATIENCE,
@@ -778,16 +778,16 @@ def test_outside_of_all_cgroups(tmp_path: Path, memcg: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
-def test_in_cgroup_v2(memcg: Path) -> None:
+def test_in_cgroup_v2_where_the_memory_controller_is_on_v1(memcg: Path) -> None:
     point = next((mount.point for mount in cgroup_mounts() if mount.version == 2), None)
     if point is None:
         pytest.skip("no cgroup v2 hierarchy is mounted here")
     for path in (point, f"{point}/missing"):
         error = refused(lambda path=path: Cgroup(path))  # type: ignore[misc]
-        assert type(error) is UnsupportedError
-        assert isinstance(error, UnsupportedError)  # for the type checker
+        assert type(error) is NotACgroupError
+        assert isinstance(error, NotACgroupError)  # for the type checker
         assert error.filename == path
-        assert type(refused(lambda path=path: Cgroup.create(path))) is UnsupportedError  # type: ignore[misc]
+        assert type(refused(lambda path=path: Cgroup.create(path))) is NotACgroupError  # type: ignore[misc]
 
 
 def test_in_another_v1_hierarchy(memcg: Path) -> None:

@@ -26,7 +26,6 @@ from memcg_oom import (
     OomKill,
     Removed,
     RootCgroupError,
-    UnsupportedError,
     Watch,
     register,
 )
@@ -125,7 +124,7 @@ def make_bad(kind: str, memcg: Path, tmp_path: Path) -> Bad | None:
         "a directory elsewhere": (tmp_path, NotACgroupError, errno.EINVAL),
         "missing elsewhere": (tmp_path / "missing", FileNotFoundError, errno.ENOENT),
         "the root": (memcg.parent.parent, RootCgroupError, errno.EINVAL),
-        "v2": (mounted(2, True), UnsupportedError, errno.EOPNOTSUPP),
+        "v2": (mounted(2, True), NotACgroupError, errno.EINVAL),
         "another v1 hierarchy": (mounted(1, False), NotACgroupError, errno.EINVAL),
     }[kind]
     return None if path is None else Bad(str(path), error, number)
