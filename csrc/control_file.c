@@ -12,11 +12,7 @@
 /* FILEID_KERNFS of include/linux/exportfs.h: the handle is the 64-bit id of the kernfs node, which is its st_ino. */
 #define KERNFS_HANDLE_TYPE 0xfe
 
-/*
- * The value of `key` in a control file of lines "key value". -EBADMSG where a value is no number, -ENODATA where no
- * line has the key (oom_kill came with 4.13).
- */
-static int64_t parse_counter(const char *text, const char *key)
+int64_t memcg_parse_counter(const char *text, const char *key)
 {
     size_t key_length = strlen(key);
 
@@ -48,7 +44,7 @@ int64_t memcg_read_kills(int control_fd)
     if (length < 0)
         return -errno;
     text[length] = '\0';
-    return parse_counter(text, "oom_kill");
+    return memcg_parse_counter(text, "oom_kill");
 }
 
 int memcg_open_by_id(int mount_fd, uint64_t id)
@@ -64,21 +60,21 @@ int memcg_open_by_id(int mount_fd, uint64_t id)
     return fd < 0 ? -errno : fd;
 }
 
-/* By path, for those who may not open by id: the file found there counts only if it is the one that is meant. */
-static int open_at_path(uint64_t device, uint64_t id, const char *cgroup)
+/* By path, for those who may not open by id: what is found there counts only if it is what is meant. */
+static int open_at_path(uint64_t device, uint64_t id, const char *cgroup, const char *file)
 {
     char path[PATH_MAX];
     struct stat status;
     int fd, rc, length;
 
-    length = snprintf(path, sizeof(path), "%s/memory.oom_control", cgroup);
+    length = snprintf(path, sizeof(path), "%s/%s", cgroup, file);
     if (length < 0 || (size_t)length >= sizeof(path))
         return -ENAMETOOLONG;
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
     rc = fstat(fd, &status) < 0 ? -errno : 0;
-    if (rc == 0 && (status.st_dev != device || status.st_ino != id))
+    if (rc == 0 && id != 0 && (status.st_dev != device || status.st_ino != id))
         rc = -ESTALE;
     if (rc < 0) {
         close(fd);
@@ -87,18 +83,23 @@ static int open_at_path(uint64_t device, uint64_t id, const char *cgroup)
     return fd;
 }
 
+int memcg_open_control(int mount_fd, uint64_t device, uint64_t id, const char **paths, const char *file)
+{
+    int fd;
+
+    if (mount_fd >= 0)
+        return memcg_open_by_id(mount_fd, id);
+    fd = open_at_path(device, id, *paths, file);
+    *paths += strlen(*paths) + 1;
+    return fd;
+}
+
 void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
                      int64_t *kills)
 {
     for (size_t i = 0; i < count; i++) {
-        int fd;
+        int fd = memcg_open_control(mount_fd, device, control_ids[i], &paths, "memory.oom_control");
 
-        if (mount_fd >= 0) {
-            fd = memcg_open_by_id(mount_fd, control_ids[i]);
-        } else {
-            fd = open_at_path(device, control_ids[i], paths);
-            paths += strlen(paths) + 1;
-        }
         kills[i] = fd;
         if (fd >= 0) {
             /* Opened, used, closed: a control file that stays open costs 4.9 KB of kernel memory. */

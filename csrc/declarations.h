@@ -15,7 +15,8 @@ enum memcg_step {
     MEMCG_STEP_CONTROL_FILE,  /* opening, or reading, the control file */
     MEMCG_STEP_EVENTFD,       /* eventfd(2) */
     MEMCG_STEP_EVENT_CONTROL, /* opening cgroup.event_control */
-    MEMCG_STEP_WRITE          /* the write that registers */
+    MEMCG_STEP_WRITE,         /* the write that registers */
+    MEMCG_STEP_FOLLOW         /* inotify_add_watch(2), on cgroup v2 */
 };
 
 struct memcg_registration {
@@ -123,8 +124,11 @@ int memcg_list(int directory_fd, char *names, size_t size, uint64_t *ids);
 
 #define MEMCG_ENTRY 24 /* bytes: the least that a directory entry takes in the kernel's form */
 
-/* An inotify instance, for directories. */
+/* An inotify instance, for directories, and on cgroup v2 for control files too. */
 int memcg_inotify_open(void);
+
+/* Follows a control file at a path: whatever is written to it, or counted in it. Returns the watch descriptor. */
+int memcg_inotify_add_file(int inotify_fd, const char *path);
 
 /* Follows an open directory: creation, removal and renames of what is in it. Returns the watch descriptor. */
 int memcg_inotify_add(int inotify_fd, int directory_fd);
@@ -137,3 +141,48 @@ int memcg_inotify_remove(int inotify_fd, int watch);
  * directories, with the parent's file handle and the name. EPERM without CAP_SYS_ADMIN; ENODEV, EINVAL on older kernels.
  */
 int memcg_fanotify_open(const char *path);
+
+/* What memory.events.local of cgroup v2 counts. oom_kill may be -errno: it could not be read, and the rest is 0. */
+struct memcg_counters {
+    int64_t oom_kill;
+    int64_t oom;
+    int64_t oom_group_kill; /* from 5.17 on, else 0 */
+    int64_t max;
+    int64_t high;
+};
+
+/* A cgroup of version 2, and the inotify watch that tells of its events. */
+struct memcg_attachment {
+    int32_t watch;         /* of memory.events.local, or -errno */
+    int32_t step;          /* where it failed: enum memcg_step */
+    int32_t follower;      /* the inotify watch of the cgroup's directory, or -errno */
+    uint32_t children;     /* how many cgroups are in it: read after `follower` stood */
+    uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
+    uint64_t control_id;   /* st_ino of memory.events.local, its kernfs id; 0: the memory controller is off */
+    struct memcg_counters before; /* read before the watch stood */
+    struct memcg_counters after;  /* and after it, also where it could not be had */
+    int64_t subtree;       /* oom_kill of memory.events, read between the two, or -errno */
+};
+
+struct memcg_attachments {
+    int64_t count;
+    int32_t mount_fd;   /* to open the cgroups by their ids, or -1: by their paths */
+    int32_t inotify_fd; /* or -1: there is none */
+    int64_t follow;     /* whether to follow the directories too */
+    struct memcg_attachment rows[];
+};
+
+/*
+ * Attaches to `count` cgroups of version 2, as memcg_register_many() registers those of version 1. The watches are
+ * inotify's: they last until they are removed, or the instance is closed, and are the same for the same file.
+ */
+void memcg_attach_many(uint64_t device, const uint64_t *ids, const char *paths, size_t count,
+                       struct memcg_attachments *attachments);
+
+/* Looks at `count` memory.events.local files, as memcg_look_many() looks at memory.oom_control. */
+void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
+                      struct memcg_counters *counters);
+
+/* Reads oom_kill of memory.events in each directory: kills[i] >= 0, or -errno. */
+void memcg_subtree_many(int mount_fd, uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
+                        int64_t *kills);

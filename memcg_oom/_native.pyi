@@ -35,6 +35,7 @@ class lib:
     MEMCG_STEP_EVENTFD: int
     MEMCG_STEP_EVENT_CONTROL: int
     MEMCG_STEP_WRITE: int
+    MEMCG_STEP_FOLLOW: int
     @staticmethod
     def memcg_register(cgroup: _Bytes, control_file: _Bytes, argument: _Bytes, registration: ffi.CData) -> int: ...
     @staticmethod
@@ -63,6 +64,18 @@ class lib:
     def memcg_inotify_open() -> int: ...
     @staticmethod
     def memcg_inotify_add(inotify_fd: int, directory_fd: int) -> int: ...
+    @staticmethod
+    def memcg_inotify_add_file(inotify_fd: int, path: _Bytes) -> int: ...
+    @staticmethod
+    def memcg_attach_many(device: int, ids: _Array, paths: _Bytes, count: int, attachments: ffi.CData) -> None: ...
+    @staticmethod
+    def memcg_count_many(
+        mount_fd: int, device: int, control_ids: _Array, paths: _Bytes, count: int, counters: ffi.CData
+    ) -> None: ...
+    @staticmethod
+    def memcg_subtree_many(
+        mount_fd: int, device: int, directory_ids: _Array, paths: _Bytes, count: int, kills: ffi.CData
+    ) -> None: ...
     @staticmethod
     def memcg_inotify_remove(inotify_fd: int, watch: int) -> int: ...
     @staticmethod

@@ -25,7 +25,7 @@ from memcg_oom.registration import Registrations, registered
 from memcg_oom.search import Search
 from memcg_oom.sources import check_kind
 from memcg_oom.tree import TreeWatch
-from memcg_oom.v1 import Found, V1Watches
+from memcg_oom.v1 import V1Watches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Monitor:
             self._armed = 0
             complaints = Complaints()
             ledger = Ledger()
-            self._v1 = V1Watches(
+            self._watches = V1Watches(
                 epoll=self._epoll,
                 outbox=self._outbox,
                 complaints=complaints,
@@ -108,17 +108,17 @@ class Monitor:
                 settle=settle_ns,
                 linger=linger_ns,
             )
-            self._discovery = Discovery(self, self._v1, complaints)
-            self._v1.let_go = self._discovery.let_go
+            self._discovery = Discovery(self, self._watches, complaints)
+            self._watches.let_go = self._discovery.let_go
             self._audit = Audit(
-                watches=self._v1,
+                watches=self._watches,
                 discovery=self._discovery,
                 complaints=complaints,
                 ledger=ledger,
                 settle=settle_ns,
                 period=audit_ns,
             )
-            self._v1.add_to_loop([self._bell.fd, self._timer])
+            self._watches.add_to_loop([self._bell.fd, self._timer])
         except BaseException:
             self._release()
             raise
@@ -168,20 +168,17 @@ class Monitor:
         registrations: Registrations | None = None
         try:
             registrations = Registrations(hierarchy, paths)
-            found = [
-                Found(place, one.eventfd, one.kills_before, one.kills_after)
-                for one, place in registered(hierarchy, registrations, skip_gone)
-            ]
+            found = [one.found(place) for one, place in registered(hierarchy, registrations, skip_gone)]
             with self._leaving, self._lock:
                 self._begin(opened)
-                watches = self._v1.watch(self, found, [registrations])
+                watches = self._watches.watch(self, found, [registrations])
                 self._arm()
         except BaseException:
             if registrations is not None:
                 registrations.undo()
             raise
         finally:
-            if opened is not None and opened is not self._v1.hierarchy:
+            if opened is not None and opened is not self._watches.hierarchy:
                 opened.close()
         return watches
 
@@ -221,8 +218,8 @@ class Monitor:
             search.scan()
             with self._leaving, self._lock:
                 self._check_open()
-                covers = hierarchy.is_root(place.directory_id) and self._v1.covering is None
-                self._discovery.scanned(search, [(self._v1, "covering", tree)] if covers else [])
+                covers = hierarchy.is_root(place.directory_id) and self._watches.covering is None
+                self._discovery.scanned(search, [(self._watches, "covering", tree)] if covers else [])
                 if covers:
                     self._audit.cover()
                 self._arm()
@@ -238,7 +235,7 @@ class Monitor:
                 self._check_open()  # what failed may have been closed by another thread
             raise
         finally:
-            if opened is not None and opened is not self._v1.hierarchy:
+            if opened is not None and opened is not self._watches.hierarchy:
                 opened.close()
         return tree
 
@@ -246,7 +243,7 @@ class Monitor:
         """The hierarchy that the first of the cgroups is in, and once more if it was opened for this."""
         with self._leaving, self._lock:
             self._check_open()
-            hierarchy = self._v1.hierarchy
+            hierarchy = self._watches.hierarchy
         if hierarchy is not None:
             return hierarchy, None
         opened = _open_hierarchy(paths, skip_gone)
@@ -255,16 +252,16 @@ class Monitor:
     def _begin(self, opened: Hierarchy | None) -> None:
         """What the first watch brings along; the lock is held."""
         self._check_open()
-        if self._v1.hierarchy is None:
-            changes = self._audit.open(lambda fd: self._v1.add_to_loop([self._v1.key(fd, lib.MEMCG_UNREAD)]))
-            commit([*changes, (self._v1, "hierarchy", opened)])
+        if self._watches.hierarchy is None:
+            changes = self._audit.open(lambda fd: self._watches.add_to_loop([self._watches.key(fd, lib.MEMCG_UNREAD)]))
+            commit([*changes, (self._watches, "hierarchy", opened)])
 
     @property
     def watches(self) -> tuple[Watch, ...]:
         """All watches that are neither closed nor of removed cgroups, those of trees included."""
         with self._leaving, self._lock:
             self._check_open()
-            return tuple(watch for watch in self._v1.by_key.values() if self._is_shown(watch))
+            return tuple(watch for watch in self._watches.by_key.values() if self._is_shown(watch))
 
     def _is_shown(self, watch: Watch) -> bool:
         """Whether it is one that users know of: not of a removed cgroup, nor of the hierarchy's root."""
@@ -288,7 +285,7 @@ class Monitor:
             if not watch.closed:
                 if watch._tree is not None and not watch.removed:
                     watch._tree._left_out.add(watch)
-                self._v1.forget(watch)
+                self._watches.forget(watch)
                 commit([(watch, "closed", True), (watch, "_round", None)])
                 self._bury()
 
@@ -301,9 +298,9 @@ class Monitor:
             commit([(watch, "closed", True) for watch in members] + [(tree, "closed", True), (tree, "_backlog", None)])
             self._drop(self._discovery.end(tree))
             for watch in members:
-                self._v1.forget(watch)
-            if self._v1.covering is tree:
-                self._v1.covering = self._discovery.covering()
+                self._watches.forget(watch)
+            if self._watches.covering is tree:
+                self._watches.covering = self._discovery.covering()
                 self._audit.cover()
             self._bury()
 
@@ -311,7 +308,7 @@ class Monitor:
         """Closes sources; the lock is held."""
         for source in sources:
             if source.fd >= 0:
-                self._v1.leave_loop(source.fd)
+                self._watches.leave_loop(source.fd)
         self._bury()
 
     # -- waiting
@@ -421,13 +418,13 @@ class Monitor:
             full = batch.count + batch.unread == lib.MEMCG_BATCH
             if batch.count:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
-                if self._v1.absorb(signals, now, (batch, "count", 0)):
+                if self._watches.absorb(signals, now, (batch, "count", 0)):
                     self._audit.call(now)
             if batch.unread:
                 self._discovery.hear()
                 self._audit.hear(now)
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at.
-            self._v1.due(now, drained=not full)
+            self._watches.due(now, drained=not full)
             self._discovery.discover()
             self._arm()
             self._bury(waiting=False)
@@ -555,7 +552,7 @@ class Monitor:
     def __repr__(self) -> str:
         if self._closing:
             return "<Monitor closed>"
-        return f"<Monitor fd={self._epoll.fileno()} watches={len(self._v1.by_key)}>"
+        return f"<Monitor fd={self._epoll.fileno()} watches={len(self._watches.by_key)}>"
 
     def _check_open(self) -> None:
         if self._closing:
@@ -588,10 +585,10 @@ class Monitor:
         self._closing = True
         fds = [self._timer] if self._timer >= 0 else []
         self._timer = -1
-        v1 = getattr(self, "_v1", None)
-        if v1 is not None:
-            open_watches = [watch for watch in v1.by_key.values() if not watch.closed]
-            fds += [watch._eventfd for watch in open_watches if not watch.polled] + self._unread
+        watches = getattr(self, "_watches", None)
+        if watches is not None:
+            open_watches = [watch for watch in watches.by_key.values() if not watch.closed]
+            fds += watches.descriptors() + self._unread
             commit([(watch, "closed", True) for watch in open_watches])
             trees = self._discovery.trees
             commit([(tree, "closed", True) for tree in trees])
@@ -599,11 +596,11 @@ class Monitor:
             self._discovery.sources.clear()
             self._audit.close()
             trees.clear()
-            v1.by_key.clear()
-            v1.polled.clear()
+            watches.by_key.clear()
+            watches.polled.clear()
             self._unread.clear()
-            if v1.hierarchy is not None:
-                v1.hierarchy.close()
+            if watches.hierarchy is not None:
+                watches.hierarchy.close()
         any(map(os.close, fds))  # in one step, as commit() does it
         self._epoll.close()
         self._bell = None
@@ -611,7 +608,7 @@ class Monitor:
     # -- descriptors
 
     def _arm(self) -> None:
-        dues = [due for due in (self._v1.next_due, self._audit.next_due()) if due]
+        dues = [due for due in (self._watches.next_due, self._audit.next_due()) if due]
         due = min(dues, default=0)
         # What is due already may have been read from the timer just now.
         if due != self._armed or 0 < due <= self._batch.time_ns:

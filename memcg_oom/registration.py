@@ -11,6 +11,7 @@ from array import array
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.errors import RootCgroupError, UnsupportedError, os_error
+from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE, NO_FDS, SLICE, pack_paths
 from memcg_oom.mounts import mount_of
 from memcg_oom.threads import processors, side_by_side
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from memcg_oom.commit import Change
+    from memcg_oom.found import Counters
     from memcg_oom.hierarchy import Hierarchy, Place
 
 # struct memcg_registration, taken over whole; and what stands before the rows of struct memcg_registrations.
@@ -36,44 +38,50 @@ class Registration:
 
     Attributes:
         path: as given.
-        eventfd: its eventfd, or -errno.
+        descriptor: its eventfd, or -errno.
         step: where it failed.
         follower: the inotify watch of its directory, or -errno.
         children: how many cgroups are in it.
         directory_id: the kernfs id of its directory; 0 where not even that was found.
         control_id: that of its memory.oom_control; 0 likewise.
-        kills_before: its oom_kill counter before it was registered.
-        kills_after: and after.
+        before: its counters before it was registered.
+        after: and after.
     """
 
     __slots__ = (
         "path",
-        "eventfd",
+        "descriptor",
         "step",
         "follower",
         "children",
         "directory_id",
         "control_id",
-        "kills_before",
-        "kills_after",
+        "before",
+        "after",
     )
 
     def __init__(self, path: str, row: tuple[int, ...]) -> None:
         self.path = path
         (
-            self.eventfd,
+            self.descriptor,
             self.step,
             self.follower,
             self.children,
             self.directory_id,
             self.control_id,
-            self.kills_before,
-            self.kills_after,
+            before,
+            after,
         ) = row
+        self.before: Counters = (before,)
+        self.after: Counters = (after,)
+
+    def found(self, place: Place, *, born: bool = False) -> Found:
+        """It is to be watched there, as one that was born under the watcher's eyes or as an old one."""
+        return Found(place, self.descriptor, (0,) * len(self.before) if born else self.before, self.after)
 
     def error(self) -> OSError:
         """Why it failed, in words."""
-        return registration_error(-self.eventfd, self.step, self.path, "memory.oom_control")
+        return registration_error(-self.descriptor, self.step, self.path, "memory.oom_control")
 
 
 class Registrations:
@@ -178,7 +186,7 @@ def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bo
     found = []
     for index, one in enumerate(registrations.all):
         try:
-            if one.eventfd < 0:
+            if one.descriptor < 0:
                 raise one.error()
             if hierarchy.is_root(one.directory_id):
                 raise root_error(one.path)
@@ -186,7 +194,7 @@ def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bo
         except FileNotFoundError as error:
             if not skip_gone or error.filename != one.path:
                 raise
-            if one.eventfd >= 0:
+            if one.descriptor >= 0:
                 registrations.give_up(index)
     return found
 

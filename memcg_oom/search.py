@@ -17,9 +17,9 @@ import os
 import resource
 import stat
 
+from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE
 from memcg_oom.registration import Registrations
-from memcg_oom.v1 import Found
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Search:
                 raise OSError(-kills, os.strerror(-kills), place.path)
             with self._hierarchy.directory(place) as fd:
                 self._note_following(place, self.tree._source.follow(fd, place.directory_id))
-            self.found.append(Found(place, -1, kills, kills))
+            self.found.append(Found(place, -1, (kills,), (kills,)))
             self._below([(place, False)])
         else:
             self._take([_Newcomer(None, place.path, place.directory_id, born=False)])
@@ -216,8 +216,8 @@ class Search:
 
     def _one(self, newcomer: _Newcomer, row: Registration) -> Place | None:
         """What became of a newcomer: it is found, with an eventfd or without, or it is gone."""
-        error = -row.eventfd
-        if row.eventfd < 0 and (error in GONE or row.control_id == 0 or row.kills_before < 0):
+        error = -row.descriptor
+        if row.descriptor < 0 and (error in GONE or row.control_id == 0 or row.before[0] < 0):
             self.tree._source.discard(row.follower)
             if newcomer.parent is None:
                 raise row.error()
@@ -230,12 +230,11 @@ class Search:
             place = self.tree._place
         else:
             place = self._hierarchy.child(newcomer.parent, newcomer.name, newcomer.directory_id, row.control_id)
-        if row.eventfd < 0:
+        if row.descriptor < 0:
             trouble = row.error()
             self.troubles.append(lambda complaints, events: complaints.polled(trouble, events))
         self._note_following(place, self.tree._source.followed(place.directory_id, row.follower))
-        seen = 0 if self._is_born(newcomer) else row.kills_before
-        self.found.append(Found(place, row.eventfd, seen, row.kills_after))
+        self.found.append(row.found(place, born=self._is_born(newcomer)))
         return place
 
     def _is_born(self, newcomer: _Newcomer) -> bool:

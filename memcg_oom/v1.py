@@ -14,29 +14,24 @@ What the kernel does (mm/memcontrol-v1.c), and so what the order of things must 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
-from memcg_oom._native import lib
 from memcg_oom.accounts import Accounts
 from memcg_oom.commit import commit
-from memcg_oom.errors import check
-from memcg_oom.events import Oom, OomKill, Removed
+from memcg_oom.events import Oom, OomKill
 from memcg_oom.hierarchy import GONE
 from memcg_oom.rounds import Agenda, Round
 from memcg_oom.watch import NO_FD, Watch
+from memcg_oom.watches import CROWD, Watches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import select
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     from memcg_oom.accounts import Entry
-    from memcg_oom.commit import Change, Outbox
-    from memcg_oom.complaints import Complaints
+    from memcg_oom.commit import Change
     from memcg_oom.events import Event
-    from memcg_oom.hierarchy import Hierarchy, Place
-    from memcg_oom.host import HostCounter
-    from memcg_oom.ledger import Ledger
+    from memcg_oom.found import Found
     from memcg_oom.monitor import Monitor
     from memcg_oom.registration import Registrations
     from memcg_oom.tree import TreeWatch
@@ -44,32 +39,8 @@ if TYPE_CHECKING:
 # How long the eventfd outlives Removed, in nanoseconds, for a removal's signal that the kernel's workqueue delays.
 LATE = 2_000_000_000
 
-# Of so many that settle together, and more, the host's counter says whether there is anything to look for.
-CROWD = 16
 
-_SERIALS = 2**31  # the high half of a key, but for the bit that is MEMCG_UNREAD
-
-
-class Found:
-    """A cgroup that is to be watched.
-
-    Attributes:
-        place: where and who.
-        eventfd: its registration's; negative: it has none and is followed by its counter.
-        seen: the counter from which on kills are told.
-        kills: the counter now.
-    """
-
-    __slots__ = ("place", "eventfd", "seen", "kills")
-
-    def __init__(self, place: Place, eventfd: int, seen: int, kills: int) -> None:
-        self.place = place
-        self.eventfd = eventfd
-        self.seen = seen
-        self.kills = kills
-
-
-class V1Watches:
+class V1Watches(Watches):
     """All that one monitor watches on cgroup v1.
 
     Each method works out what is to change and then commits it, so that an exception in between (Ctrl-C, MemoryError)
@@ -79,43 +50,13 @@ class V1Watches:
     Synchronization: none; the monitor's lock is held around every call.
 
     Args:
-        epoll: the monitor's; watches leave it here.
-        outbox: takes the events.
-        complaints: makes the Degraded ones.
-        ledger: takes every kill that is told.
-        unread: takes descriptors that left the epoll set, to be closed when no wait() reads them any more.
-        settle: nanoseconds.
         linger: nanoseconds.
+        shared: as Watches.
     """
 
-    def __init__(
-        self,
-        *,
-        epoll: select.epoll,
-        outbox: Outbox,
-        complaints: Complaints,
-        ledger: Ledger,
-        unread: list[int],
-        settle: int,
-        linger: int,
-    ) -> None:
-        self.hierarchy: Hierarchy | None = None
-        self.counter: HostCounter | None = None
-        self.by_key: dict[int, Watch] = {}
-        # Those of them whose removal nobody signals. The hierarchy's root is never removed.
-        self.polled: dict[int, Watch] = {}
-        # The tree whose members the ledger goes by: it covers the hierarchy, so that every kill is its business.
-        self.covering: TreeWatch | None = None
-        self.let_go: Callable[[Watch], None] = lambda _watch: None  # called for each before its end, see discovery.py
-        self._serial = 0
-        self._epoll = epoll
-        self._outbox = outbox
-        self._complaints = complaints
-        self.trees: list[TreeWatch] = []
-        self._ledger = ledger
-        self._accounts = Accounts(ledger, self.trees)
-        self._unread = unread
-        self._settle = settle
+    def __init__(self, *, linger: int, **shared: Any) -> None:
+        super().__init__(**shared)
+        self._accounts = Accounts(self._ledger, self.trees)
         self._linger = linger
         self._agenda = Agenda()
 
@@ -123,19 +64,6 @@ class V1Watches:
     def next_due(self) -> int:
         """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
         return self._agenda.next_due()
-
-    def key(self, fd: int, flags: int = 0) -> int:
-        """A key of the epoll set that was never there before; with NO_FD one for what is not in the set."""
-        self._serial = (self._serial + 1) % _SERIALS
-        return flags | self._serial << 32 | fd
-
-    def add_to_loop(self, keys: list[int]) -> None:
-        """Adds descriptors to the epoll set, all or none.
-
-        Raises:
-            OSError: ENOMEM, ENOSPC (fs.epoll.max_user_watches).
-        """
-        check(lib.memcg_loop_add(self._epoll.fileno(), keys, len(keys)), "epoll")
 
     def watch(
         self,
@@ -158,7 +86,8 @@ class V1Watches:
             told: adds what else is to be told, before anything of theirs, and returns further changes.
         """
         watches = [
-            Watch(monitor, one.place, self.key(one.eventfd if one.eventfd >= 0 else NO_FD), one.seen) for one in found
+            Watch(monitor, one.place, self.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0])
+            for one in found
         ]
         try:
             signalled = [watch for watch in watches if not watch.polled]
@@ -170,8 +99,8 @@ class V1Watches:
             self._accounts.join(watches, tree)
             entry = self._accounts.entry()
             for watch, one in zip(watches, found, strict=True):
-                if one.kills > watch._seen:
-                    changes += self._kills(watch, one.kills, time_ns, events, entry)
+                if one.now[0] > watch._seen:
+                    changes += self._kills(watch, one.now[0], time_ns, events, entry)
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
             if tree is not None:
@@ -191,12 +120,9 @@ class V1Watches:
             raise
         return watches
 
-    def _is_root(self, watch: Watch) -> bool:
-        return self.hierarchy is not None and self.hierarchy.is_root(watch._place.directory_id)
-
-    def tell(self, events: list[Event]) -> list[Change]:
-        """The changes by which events are handed to whoever waits."""
-        return self._outbox.put(events)
+    def descriptors(self) -> list[int]:
+        """Those that are the watches' own."""
+        return [watch._eventfd for watch in self.by_key.values() if not (watch.closed or watch.polled)]
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
@@ -211,16 +137,6 @@ class V1Watches:
             del self.by_key[key]
         if watch._tree is None:
             self._accounts.leave(watch)
-
-    def _unregister(self, fd: int) -> None:
-        # Out of the epoll set before it is closed: a forked child's copy would keep it there.
-        with suppress(FileNotFoundError):  # an exception came the last time, right here
-            self._epoll.unregister(fd)
-
-    def leave_loop(self, fd: int) -> None:
-        """Takes a descriptor out of the epoll set; it is closed when no wait() reads it any more."""
-        self._unregister(fd)
-        self._unread.append(fd)
 
     def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> bool:
         """Takes what was read from the eventfds; whoever it is for is put down for a look.
@@ -420,14 +336,6 @@ class V1Watches:
             changes += self._removed(watch, unresolved, time_ns, events)
         self._rest(watches, LATE, changes)
         commit(changes + self._outbox.put(events))
-
-    @staticmethod
-    def _removed(watch: Watch, unresolved: int, time_ns: int, events: list[Event]) -> list[Change]:
-        events.append(Removed(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, unresolved=unresolved))
-        changes: list[Change] = [(watch, "removed", True)]
-        if watch._tree is not None and watch._place is watch._tree._place:
-            changes.append((watch._tree, "removed", True))
-        return changes
 
     def _rest(self, watches: list[Watch], period: int, changes: list[Change]) -> None:
         """Puts watches down for the end of a period that starts now, with nothing to be done before."""

@@ -276,7 +276,7 @@ class Size:
             gc.collect()
             self.blocks = sys.getallocatedblocks()
             self.rss = rss()
-            watches = monitor._v1.by_key.values()
+            watches = monitor._watches.by_key.values()
             self.fds = len(os.listdir("/proc/self/fd")) - sum(not watch.polled for watch in watches)
             self.watches = len(watches)
             self.members = len(tree._members)
@@ -285,7 +285,7 @@ class Size:
 def settled(clerk: Clerk, own: str) -> bool:
     """Whether nothing of our own cgroups is left in the monitor: the late signals of removals were awaited."""
     with clerk.monitor._lock:
-        own_watches = [watch for watch in clerk.monitor._v1.by_key.values() if watch.cgroup.startswith(own)]
+        own_watches = [watch for watch in clerk.monitor._watches.by_key.values() if watch.cgroup.startswith(own)]
         return not any(watch.removed or watch._gone or watch._round for watch in own_watches)
 
 

@@ -23,6 +23,7 @@ import memcg_oom.mounts
 import memcg_oom.registration
 import memcg_oom.sources
 import memcg_oom.v1
+import memcg_oom.watches
 from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
 from memcg_oom._native import lib
 from tests.support import PATIENCE
@@ -253,7 +254,7 @@ class FaultyLib:
 def replace_in_lib(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
     """Replaces functions of the C core for the whole package."""
     faulty = FaultyLib(**replaced)
-    modules = ("discovery", "hierarchy", "monitor", "registration", "sources", "v1")
+    modules = ("discovery", "hierarchy", "monitor", "registration", "sources", "watches")
     for module in (getattr(memcg_oom, name) for name in modules):
         monkeypatch.setattr(module, "lib", faulty)
 

@@ -18,6 +18,7 @@ import pytest
 import memcg_oom
 import memcg_oom.hierarchy
 import memcg_oom.v1
+import memcg_oom.watches
 from memcg_oom import Degraded, Event, Monitor, UnsupportedError
 from memcg_oom._native import lib
 from memcg_oom.commit import Outbox
@@ -365,7 +366,7 @@ def test_the_spare_descriptor_serves_when_there_is_none(kernel: FakeKernel, monk
     looks = FailingLooks(monkeypatch)
     with Monitor(settle=AGES) as monitor:
         monitor.watch(cgroup.path)
-        hierarchy = monitor._v1.hierarchy
+        hierarchy = monitor._watches.hierarchy
         assert hierarchy is not None
         looks.error = errno.EMFILE
         looks.only_while = lambda: bool(hierarchy._spare)
@@ -467,7 +468,7 @@ def run_through(
             cgroup.oom_before_removal(3)
             cgroup.removal_signal()
             collect(monitor, events, lambda: len(events) < 6)
-            collect(monitor, events, lambda: watch._key in monitor._v1.by_key)
+            collect(monitor, events, lambda: watch._key in monitor._watches.by_key)
             second.close()
             events += monitor.wait(0)
             assert brief(events, watch) == EXPECTED
@@ -522,7 +523,7 @@ PLACES: list[tuple[object, str]] = [
     (memcg_oom.v1, "commit"),
     (memcg_oom.v1, "Oom"),
     (memcg_oom.v1, "OomKill"),
-    (memcg_oom.v1, "Removed"),
+    (memcg_oom.watches, "Removed"),
     (time, "time_ns"),
     (time, "monotonic_ns"),
 ]

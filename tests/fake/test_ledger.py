@@ -621,7 +621,7 @@ def test_two_watches_of_one_cgroup_tell_one_kill(kernel: FakeKernel) -> None:
         take_while(monitor, lambda: any(watch._round for watch in watches))
         twice.kill()
         other.kill()
-        assert monitor._v1.sweep(list(watches[:2]))
+        assert monitor._watches.sweep(list(watches[:2]))
         kernel.log()
         events = take(monitor, 3)
         assert [brief(events, watch) for watch in watches] == [[("OomKill", 1)]] * 3

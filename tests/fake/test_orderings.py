@@ -119,7 +119,7 @@ def test_signals_in_the_middle_of_a_settle_prolong_it(kernel: FakeKernel) -> Non
         watch = monitor.watch(cgroup.path)
         cgroup.oom()
         assert brief(monitor.wait(0)) == [("Oom", 1)]
-        monitor._v1._settle = int(AGES * 1e9)
+        monitor._watches._settle = int(AGES * 1e9)
         cgroup.oom()
         assert brief(monitor.wait(0)) == [("Oom", 1)]
         assert monitor.wait(0.1) == []  # the first settle is over by now
@@ -204,7 +204,7 @@ def test_signals_in_pieces_while_lingering(kernel: FakeKernel) -> None:
         assert monitor.wait(0) == []  # one signal and the cgroup is gone: was it an OOM's?
         cgroup.oom_before_removal(2)
         assert monitor.wait(0) == []
-        monitor._v1._linger = 0
+        monitor._watches._linger = 0
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 3), ("Removed", 3)]
 
@@ -215,10 +215,10 @@ def test_signals_while_lingering_prolong_it(kernel: FakeKernel) -> None:
         monitor.watch(cgroup.path)
         cgroup.rmdir()
         cgroup.oom_before_removal(1)
-        monitor._v1._linger = int(AGES * 1e9)
+        monitor._watches._linger = int(AGES * 1e9)
         assert monitor.wait(0) == []
         assert monitor.wait(0.1) == []
-        monitor._v1._linger = 0
+        monitor._watches._linger = 0
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 1), ("Removed", 1)]
 
@@ -263,7 +263,7 @@ def test_the_registration_of_a_removed_cgroup_ends(kernel: FakeKernel, monkeypat
         watch = monitor.watch(cgroup.path)
         cgroup.rmdir()
         assert brief(take(monitor, 1)) == [("Removed", 0)]
-        take_while(monitor, lambda: monitor._v1.by_key)
+        take_while(monitor, lambda: monitor._watches.by_key)
         cgroup.oom_before_removal(3)
         assert monitor.wait(0) == []
         assert not readable(monitor.fileno())
@@ -280,7 +280,7 @@ def test_gone_at_a_look_before_any_signal(kernel: FakeKernel) -> None:
         assert brief(monitor.wait(0)) == [("Oom", 1)]
         cgroup.rmdir()
         assert take_while(monitor, lambda: not watch._gone) == []
-        monitor._v1._linger = 0
+        monitor._watches._linger = 0
         cgroup.oom_before_removal(2)
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 2), ("Removed", 3)]
@@ -464,15 +464,15 @@ def test_a_watch_closed_over_a_removal(kernel: FakeKernel, when: str) -> None:
             assert monitor.wait(0) == []
             assert watch._gone
         if when == "removed":
-            monitor._v1._linger = 0
+            monitor._watches._linger = 0
             cgroup.removal_signal()
             assert brief(take(monitor, 2)) == [("Oom", 2), ("Removed", 2)]
         watch.close()
-        monitor._v1._linger = 0
+        monitor._watches._linger = 0
         cgroup.removal_signal()
         other.oom()
         assert brief(monitor.wait(PATIENCE), second) == [("Oom", 1)]
-        assert list(monitor._v1.by_key.values()) == [second]
+        assert list(monitor._watches.by_key.values()) == [second]
         assert not readable(monitor.fileno())
 
 

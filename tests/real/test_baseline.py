@@ -63,7 +63,7 @@ def test_a_kill_between_the_baseline_and_the_registration(
         before = kills_of(cgroup)
         run_hog(hog, cgroup)
         registrations = really()
-        registrations.all[0].kills_before = before
+        registrations.all[0].before = (before,)
         return registrations
 
     widen(monkeypatch, registering)
@@ -87,7 +87,7 @@ def test_a_kill_between_the_registration_and_the_watch(
         registrations = really()
         run_hog(hog, cgroup)
         if seen_by_the_second_look:
-            registrations.all[0].kills_after = kills_of(cgroup)
+            registrations.all[0].after = (kills_of(cgroup),)
         return registrations
 
     widen(monkeypatch, registering)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memcg_oom import Monitor
-from memcg_oom.v1 import CROWD
+from memcg_oom.watches import CROWD
 from tests.support import Independent, Reader, eventually, make, put, remove, run_hog, start_hog
 
 ROUNDS = max(1, int(os.environ.get("MEMCG_OOM_ROUNDS", "1000")) // 50)

@@ -20,7 +20,7 @@ for index in range(3):
     sets[index] &= ~(1 << 2)
 assert libc.capset(header, sets) == 0
 def is_by_id(monitor):
-    return monitor._v1.hierarchy.by_id
+    return monitor._watches.hierarchy.by_id
 """
 
 LIFE = """

@@ -91,7 +91,7 @@ def test_removed_cgroups_leave_nothing(memcg: Path, source: str, monkeypatch: py
         assert descriptors() == fds
         assert not tree._left_out
         assert not tree._unfollowed
-        assert len(monitor._v1.by_key) == 1
+        assert len(monitor._watches.by_key) == 1
 
 
 # The waits in between are so short that each cgroup may go at any step of its registration.
@@ -746,7 +746,7 @@ for event in events:
 assert [types[-1] for types in told.values()] == [Removed] * 6, told
 assert sum(types.count(Created) for types in told.values()) == 4, told
 assert tree.kills == 6
-print(monitor._v1.hierarchy.by_id, fanotify, tree.source)
+print(monitor._watches.hierarchy.by_id, fanotify, tree.source)
 monitor.close()
 """
 
@@ -870,7 +870,7 @@ def test_polled_ones_leave_nothing(memcg: Path, source: str, monkeypatch: pytest
             for path in paths:
                 path.rmdir()
             take_until_let_go(monitor, tree, [memcg], ledger)
-            assert not monitor._v1.polled
+            assert not monitor._watches.polled
             assert not tree._left_out
             assert followed() == ([1] if source == "inotify" else [])
             assert descriptors() == fds
