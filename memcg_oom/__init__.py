@@ -7,7 +7,18 @@ from memcg_oom._version import __version__
 from memcg_oom.cgroup import Cgroup, OomControl
 from memcg_oom.errors import MemcgError, NotACgroupError, RootCgroupError, UnsupportedError
 from memcg_oom.eventfd import EventFD, register
-from memcg_oom.events import CgroupEvent, Created, Degraded, Event, Oom, OomKill, Removed, Unattributed
+from memcg_oom.events import (
+    CgroupEvent,
+    Created,
+    Degraded,
+    Event,
+    MemoryHigh,
+    MemoryMax,
+    Oom,
+    OomKill,
+    Removed,
+    Unattributed,
+)
 from memcg_oom.monitor import Monitor
 from memcg_oom.tree import TreeWatch
 from memcg_oom.watch import Watch
@@ -20,6 +31,8 @@ __all__ = [
     "Event",
     "EventFD",
     "MemcgError",
+    "MemoryHigh",
+    "MemoryMax",
     "Monitor",
     "NotACgroupError",
     "Oom",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from memcg_oom.events import Event
     from memcg_oom.ledger import Ledger
     from memcg_oom.v1 import V1Watches
+    from memcg_oom.v2 import V2Watches
     from memcg_oom.watch import Watch
 
 # Nanoseconds from the call for an audit to its beginning: an OOM that was signalled is told by then without it.
@@ -55,7 +56,7 @@ class Audit:
     def __init__(
         self,
         *,
-        watches: V1Watches,
+        watches: V1Watches | V2Watches,
         discovery: Discovery,
         complaints: Complaints,
         ledger: Ledger,
@@ -81,11 +82,11 @@ class Audit:
         self._suspected = 0  # the host's counter when a sweep began that did not explain all of its kills; 0: none
         self._again = False  # whether it was called for meanwhile
 
-    def open(self, add_to_loop: Callable[[int], None]) -> list[Change]:
+    def open(self, add_to_loop: Callable[[list[int]], None]) -> list[Change]:
         """Opens the host's counter and its log; returns the changes by which they are the monitor's.
 
         Args:
-            add_to_loop: adds a descriptor to the epoll set.
+            add_to_loop: adds descriptors to the epoll set, none of them too.
 
         Raises:
             OSError: EMFILE, and whatever keeps /proc/vmstat from being read.
@@ -100,8 +101,7 @@ class Audit:
                 log = KernelLog() if self._period else None
             except OSError as error:
                 changes = self._complaints.no_log(error, self._period / 1e9, events)
-            if log is not None:
-                add_to_loop(log.fd)
+            add_to_loop([] if log is None else [log.fd])
         except BaseException:
             close_all([one.fd for one in (counter, log) if one is not None])
             raise

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from memcg_oom.commit import Change as StateChange
     from memcg_oom.complaints import Complaints
     from memcg_oom.events import Event
+    from memcg_oom.hierarchy import Hierarchy
     from memcg_oom.monitor import Monitor
     from memcg_oom.sources import Change, Source
     from memcg_oom.tree import TreeWatch
     from memcg_oom.v1 import V1Watches
+    from memcg_oom.v2 import V2Watches
     from memcg_oom.watch import Watch
 
 # Changes that are kept while a tree is scanned; with more, it is scanned once more.
@@ -33,7 +35,7 @@ class Discovery:
     Synchronization: none; the monitor's lock is held around every call, but for Search, which changes nothing here.
     """
 
-    def __init__(self, monitor: Monitor, watches: V1Watches, complaints: Complaints) -> None:
+    def __init__(self, monitor: Monitor, watches: V1Watches | V2Watches, complaints: Complaints) -> None:
         self.trees = watches.trees
         self.sources: dict[str, Source] = {}
         self._monitor = monitor
@@ -43,6 +45,13 @@ class Discovery:
         self._reading = False  # whether changes may have been read and lost
         self._incomplete = False  # whether some could not be acted upon
 
+    def take_over(self, hierarchy: Hierarchy) -> list[int]:
+        """Reads from now on what the hierarchy's own instance says, on v2; returns the descriptor, if there is one."""
+        if hierarchy.inotify is None:
+            return []
+        self.sources[hierarchy.inotify.kind] = hierarchy.inotify
+        return [hierarchy.inotify.fd]
+
     def open_source(self, kind: str | None) -> Source:
         """The source of that kind (None: of the best); a new one joins the epoll set.
 
@@ -50,11 +59,12 @@ class Discovery:
             OSError: the kind that was asked for is not to be had.
         """
         assert self._watches.hierarchy is not None  # opened with the first watch
+        own = self._watches.hierarchy.inotify  # there with or without trees
         for known in self.sources.values():
-            if kind in (None, known.kind):
+            if kind == known.kind or (kind is None and known is not own):
                 return known
         source = open_source(self._watches.hierarchy, kind)
-        if source.fd >= 0:
+        if source.fd >= 0 and source is not own:
             try:
                 self._watches.add_to_loop([self._watches.key(source.fd, lib.MEMCG_UNREAD)])
                 self.sources[source.kind] = source
@@ -79,13 +89,14 @@ class Discovery:
 
     def hear(self) -> None:
         """Reads what the sources have to say, and takes note of renames; the rest is for discover()."""
-        if not self.trees:
+        if not self.sources:
             return
         # What an exception loses on the way, a rescan finds.
         reading, self._reading = self._reading, True
         changes: list[Change] = []
         for source in self.sources.values():
             changes += source.changes()
+        self._watches.changed(changes)
         for tree in self.trees:
             if tree._backlog is not None:
                 tree._backlog += changes
@@ -111,6 +122,13 @@ class Discovery:
                 source.overflowed = False
             self._reading = False
 
+    def drain(self) -> bool:
+        """Reads and acts upon all that there is to hear at this moment; whether there was anything."""
+        self.hear()
+        heard = bool(self._pending)
+        self.discover()
+        return heard
+
     def audit(self) -> bool:
         """Finds everything that can be found now; whether that is all there is."""
         self.hear()
@@ -132,7 +150,7 @@ class Discovery:
         for tree in self.trees:
             complete &= tree._backlog is None and self._search(tree, Search.everywhere)
         self._incomplete = not complete
-        self._watches.sweep(list(self._watches.polled.values()))
+        self._watches.overtaken()
 
     def _search(self, tree: TreeWatch, how: Callable[[Search], None]) -> bool:
         """Searches a tree for what is new in it and takes that in; whether everything could be read."""
@@ -145,6 +163,7 @@ class Discovery:
         except BaseException:
             search.undo()
             raise
+        self._watches.missed(search.missed)
         if search.vanished:
             paths = set(search.vanished)
             self._watches.sweep([watch for watch in self._watches.polled.values() if watch.cgroup in paths])
@@ -164,6 +183,7 @@ class Discovery:
                 lambda watches, time_ns, events: (
                     changes + self._tell(search, watches if created else [], time_ns, events)
                 ),
+                search.tree._also,
             )
 
     def _tell(self, search: Search, watches: list[Watch], time_ns: int, events: list[Event]) -> list[StateChange]:
@@ -213,14 +233,17 @@ class Discovery:
     def unneeded(self) -> list[Source]:
         """Gives up the sources that no tree needs any more; they are the caller's to close."""
         needed = {tree.source for tree in self.trees}
-        return [self.sources.pop(kind) for kind in list(self.sources) if kind not in needed]
+        own = None if self._watches.hierarchy is None else self._watches.hierarchy.inotify
+        unneeded = [kind for kind, source in self.sources.items() if kind not in needed and source is not own]
+        return [self.sources.pop(kind) for kind in unneeded]
 
     def left_out(self) -> list[Watch]:
         """Members that were closed each by itself: their kills are told to nobody, and missing in no ledger."""
         return [watch for tree in self.trees for watch in tree._left_out]
 
     def _unfollow(self, source: Source, directory_id: int) -> None:
-        if not any(tree.member(directory_id) for tree in self.trees if tree._source is source):
+        in_a_tree = any(tree.member(directory_id) for tree in self.trees if tree._source is source)
+        if not (in_a_tree or self._watches.follows(directory_id)):
             source.unfollow(directory_id)
 
     def let_go(self, watch: Watch) -> None:

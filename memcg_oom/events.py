@@ -99,8 +99,23 @@ class OomKill(CgroupEvent):
 
     Attributes:
         count: by how much it moved since it was last read.
+        group: on v2, whether the kernel killed the whole cgroup, as memory.oom.group says. It counts its first victim
+            twice then, so that `count` is too high by one for each time.
     """
 
+    __slots__ = ("count", "group")
+    count: int
+    group: bool
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, count: int, group: bool = False) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "count", count)
+        _set(self, "group", group)
+
+
+class _Counted(CgroupEvent):
     __slots__ = ("count",)
     count: int
 
@@ -109,6 +124,26 @@ class OomKill(CgroupEvent):
         _set(self, "cgroup", cgroup)
         _set(self, "watch", watch)
         _set(self, "count", count)
+
+
+class MemoryMax(_Counted):
+    """The cgroup's memory was about to go over its memory.max, and was reclaimed; v2, where it was asked for.
+
+    Attributes:
+        count: how many times since it was last read ("max" of memory.events.local).
+    """
+
+    __slots__ = ()
+
+
+class MemoryHigh(_Counted):
+    """The cgroup's memory went over its memory.high, and its tasks were slowed down; v2, where it was asked for.
+
+    Attributes:
+        count: how many times since it was last read ("high" of memory.events.local).
+    """
+
+    __slots__ = ()
 
 
 class Removed(CgroupEvent):

@@ -21,14 +21,18 @@ class Found:
             by its counters.
         seen: the counters from which on something is told.
         now: the counters now; none where the memory controller is off.
+        born: whether it was born under the watcher's eyes.
         subtree: on v2 the kills in it and all below it, those that are gone included; negative: not known.
     """
 
-    __slots__ = ("place", "descriptor", "seen", "now", "subtree")
+    __slots__ = ("place", "descriptor", "seen", "now", "born", "subtree")
 
-    def __init__(self, place: Place, descriptor: int, seen: Counters, now: Counters, subtree: int = -1) -> None:
+    def __init__(
+        self, place: Place, descriptor: int, seen: Counters, now: Counters, *, born: bool = False, subtree: int = -1
+    ) -> None:
         self.place = place
         self.descriptor = descriptor
         self.seen = seen
         self.now = now
+        self.born = born
         self.subtree = subtree

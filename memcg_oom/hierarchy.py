@@ -1,4 +1,4 @@
-"""The mounted v1 memory hierarchy, and control files in it by identity.
+"""The mounted memory hierarchy, of either version, and control files in it by identity.
 
 A cgroup is its inode; a path is only where to look. The C core opens memory.oom_control by its kernfs id, through
 open_by_handle_at(2): that finds the very file after a rename, never a namesake that was made under the old path, and
@@ -10,24 +10,32 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from array import array
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.commit import close_all
-from memcg_oom.errors import NotACgroupError, UnsupportedError, check
+from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import directory_status
+from memcg_oom.sources import Inotify
 from memcg_oom.threads import processors, side_by_side
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
 
+    from memcg_oom.found import Counters
     from memcg_oom.mounts import Mount
+
+    _Kind = TypeVar("_Kind")
 
 # What a look at a control file fails with when its cgroup was removed, and with nothing else.
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
+# What a look at a v2 cgroup says that is there without the memory controller; no look fails with it by itself.
+OFF = errno.ENOMEDIUM
 # Out of descriptors: this process, the system.
 NO_FDS = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -36,6 +44,8 @@ _OVERTAKEN = 8
 
 # Below this many a thread costs more than it saves.
 SLICE = 256
+
+_COUNTERS = struct.Struct("=qqqqq")  # struct memcg_counters
 
 # Bytes of directory entries that are listed at once.
 _LISTING = 1 << 16
@@ -51,7 +61,8 @@ class Place:
         parent: the place whose name its path goes on from: a rename of that one moves this one.
         name: its name there; without a parent the absolute path.
         directory_id: the kernfs id (st_ino) of its directory.
-        control_id: the kernfs id (st_ino) of its memory.oom_control.
+        control_id: the kernfs id (st_ino) of its memory.oom_control, on v2 of its memory.events.local; there 0 where
+            the memory controller is off.
         base: the topmost directory of the file system on the way to it; only where files cannot be opened by id.
         lineage: the inodes from below `base` down to its own.
     """
@@ -80,29 +91,37 @@ class Place:
 
 
 class Hierarchy:
-    """An open door to the v1 memory hierarchy: the descriptor that ids are resolved through, and a spare one.
+    """An open door to the memory hierarchy: the descriptor that ids are resolved through, and a spare one.
 
     The spare descriptor is given up for a moment when a look finds none left, so that looks work when fds have run out.
 
     Synchronization: the caller's; a Monitor looks under its lock.
+
+    Attributes:
+        inotify: on v2 the instance that tells of events in all cgroups, or None where there was none left.
 
     Args:
         path: any cgroup of the hierarchy.
 
     Raises:
         OSError: `path` does not exist or is no directory.
-        NotACgroupError, UnsupportedError: it is not in a v1 memory hierarchy.
+        NotACgroupError: it is not in the memory hierarchy.
     """
 
     def __init__(self, path: str) -> None:
         self.device = directory_status(path).st_dev
         self.mount: Mount = mount_of(path, self.device)
-        if self.mount.version == 2:
-            raise UnsupportedError(errno.EOPNOTSUPP, "a cgroup of version 2; this release watches version 1", path)
+        self.version = self.mount.version
+        self.control_file = "memory.oom_control" if self.version == 1 else "memory.events.local"
         self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._door = [self._fd]  # as long as it is open
         self._spare: list[int] = []  # one, or none while it is given up
+        self.inotify: Inotify | None = None
         try:
+            if self.version == 2:
+                with suppress(OSError):  # none left: whoever wants to follow something says so
+                    self.inotify = Inotify()
+                    self._door.append(self.inotify.fd)
             self.by_id = self._can_open_by_id()
             self._take_spare()
         except BaseException:
@@ -110,7 +129,7 @@ class Hierarchy:
             raise
 
     def close(self) -> None:
-        """Gives both descriptors up; harmless when done again, and in a forked child too."""
+        """Gives the descriptors up; harmless when done again, and in a forked child too."""
         close_all(self._spare)
         close_all(self._door)
 
@@ -159,8 +178,16 @@ class Hierarchy:
         if status.st_dev != self.device:
             mount_of(path, status.st_dev)
             raise NotACgroupError(errno.EXDEV, "not in the memory hierarchy of what is watched already", path)
-        control = os.stat(os.path.join(path, "memory.oom_control"))
-        return self.place(path, status.st_ino, control.st_ino)
+        return self.place(path, status.st_ino, self._control_id(path))
+
+    def _control_id(self, path: str) -> int:
+        """The id of the control file in the cgroup at the path; 0 on v2 where it has none."""
+        try:
+            return os.stat(os.path.join(path, self.control_file)).st_ino
+        except FileNotFoundError:
+            if self.version == 1 or not os.path.exists(path):
+                raise
+            return 0
 
     def child(self, parent: Place, name: str, directory_id: int, control_id: int) -> Place:
         """Where a cgroup is that was found in the directory of another."""
@@ -247,12 +274,59 @@ class Hierarchy:
         self._take_spare()
         return kills
 
+    def counters(self, places: Sequence[Place]) -> list[Counters]:
+        """Reads what memory.events.local of each v2 cgroup counts; the first of them may be -errno instead.
+
+        An errno of GONE proves that the cgroup is gone, OFF that it is there without the memory controller; EAGAIN says
+        that nobody could tell just now.
+        """
+        found = self._count(places, range(len(places)))
+        short = [i for i, counters in enumerate(found) if -counters[0] in NO_FDS]
+        if short:
+            self._give_up_spare()
+            for i, counters in zip(short, self._count(places, short), strict=True):
+                found[i] = counters
+            self._take_spare()
+        lost = [i for i, counters in enumerate(found) if -counters[0] in GONE]
+        for i, moved in zip(lost, self.moved([places[i] for i in lost]), strict=True):
+            if not moved:  # nothing is ever renamed on v2
+                try:
+                    is_same = self._control_id(places[i].path) == places[i].control_id
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    found[i] = (-(error.errno or errno.EIO), 0, 0, 0, 0)
+                    continue
+                # The kernel says ESTALE as well when it has no memory for the inode.
+                found[i] = (-errno.EAGAIN if is_same else -OFF, 0, 0, 0, 0)
+        return found
+
+    def _count(self, places: Sequence[Place], which: Sequence[int]) -> list[Counters]:
+        slices = self._sliced(_Counting, [places[i] for i in which])
+        side_by_side([one.run for one in slices])
+        return [counters for one in slices for counters in _COUNTERS.iter_unpack(one.found)]
+
+    def subtrees(self, places: Sequence[Place]) -> list[int]:
+        """Reads oom_kill of memory.events of each v2 cgroup: of all that is and was in it; or -errno."""
+        kills = array("q", bytes(8 * len(places)))
+        lib.memcg_subtree_many(
+            self.id_fd,
+            self.device,
+            ffi.from_buffer("uint64_t[]", array("Q", [place.directory_id for place in places])),
+            ffi.from_buffer(b"" if self.by_id else pack_paths([place.path for place in places])),
+            len(places),
+            ffi.from_buffer("int64_t[]", kills),
+        )
+        return kills.tolist()
+
+    def _sliced(self, kind: Callable[[Hierarchy, Sequence[Place]], _Kind], places: Sequence[Place]) -> list[_Kind]:
+        """What one call each looks at; several for several processors where that pays."""
+        parts = min(processors(), len(places) // SLICE) or 1
+        size = -(-len(places) // parts)
+        return [kind(self, places[at : at + size]) for at in range(0, len(places), size or 1)]
+
     def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
-        if not which:
-            return []
-        parts = min(processors(), len(which) // SLICE) or 1
-        size = -(-len(which) // parts)
-        slices = [_Slice(self, [places[i] for i in which[at : at + size]]) for at in range(0, len(which), size)]
+        slices = self._sliced(_Slice, [places[i] for i in which])
         side_by_side([one.run for one in slices])
         return [kills for one in slices for kills in one.kills]
 
@@ -366,6 +440,26 @@ class _Slice:
             ffi.from_buffer(self._paths),
             len(self._ids),
             ffi.from_buffer("int64_t[]", self.kills),
+        )
+
+
+class _Counting:
+    """The same on v2."""
+
+    def __init__(self, hierarchy: Hierarchy, places: Sequence[Place]) -> None:
+        self.found = bytearray(_COUNTERS.size * len(places))
+        self._hierarchy = hierarchy
+        self._ids = array("Q", [place.control_id for place in places])
+        self._paths = b"" if hierarchy.by_id else pack_paths([place.path for place in places])
+
+    def run(self) -> None:
+        lib.memcg_count_many(
+            self._hierarchy.id_fd,
+            self._hierarchy.device,
+            ffi.from_buffer("uint64_t[]", self._ids),
+            ffi.from_buffer(self._paths),
+            len(self._ids),
+            ffi.from_buffer("struct memcg_counters[]", self.found),
         )
 
 

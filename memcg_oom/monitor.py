@@ -17,7 +17,8 @@ from memcg_oom.audit import Audit
 from memcg_oom.commit import Outbox, close_all, commit
 from memcg_oom.complaints import Complaints
 from memcg_oom.discovery import Discovery
-from memcg_oom.errors import check, os_error
+from memcg_oom.errors import UnsupportedError, check, os_error
+from memcg_oom.events import MemoryHigh, MemoryMax
 from memcg_oom.hierarchy import ROOT_ID, Hierarchy
 from memcg_oom.ledger import Ledger
 from memcg_oom.paths import absolute
@@ -26,11 +27,13 @@ from memcg_oom.search import Search
 from memcg_oom.sources import check_kind
 from memcg_oom.tree import TreeWatch
 from memcg_oom.v1 import V1Watches
+from memcg_oom.v2 import V2Watches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from typing_extensions import Self
 
@@ -97,27 +100,8 @@ class Monitor:
             self._bell = _Bell()
             self._timer = check(lib.memcg_timer_open(), "timerfd")
             self._armed = 0
-            complaints = Complaints()
-            ledger = Ledger()
-            self._watches = V1Watches(
-                epoll=self._epoll,
-                outbox=self._outbox,
-                complaints=complaints,
-                ledger=ledger,
-                unread=self._unread,
-                settle=settle_ns,
-                linger=linger_ns,
-            )
-            self._discovery = Discovery(self, self._watches, complaints)
-            self._watches.let_go = self._discovery.let_go
-            self._audit = Audit(
-                watches=self._watches,
-                discovery=self._discovery,
-                complaints=complaints,
-                ledger=ledger,
-                settle=settle_ns,
-                period=audit_ns,
-            )
+            self._settle, self._linger, self._audit_period = settle_ns, linger_ns, audit_ns
+            self._watches, self._discovery, self._audit = self._engine(1)
             self._watches.add_to_loop([self._bell.fd, self._timer])
         except BaseException:
             self._release()
@@ -125,9 +109,38 @@ class Monitor:
         self._closing = False
         _monitors.add(self)
 
+    def _engine(self, version: int) -> tuple[V1Watches | V2Watches, Discovery, Audit]:
+        """What does the work, for one version of cgroups."""
+        complaints = Complaints()
+        ledger = Ledger()
+        shared: dict[str, Any] = {
+            "epoll": self._epoll,
+            "outbox": self._outbox,
+            "complaints": complaints,
+            "ledger": ledger,
+            "unread": self._unread,
+            "settle": self._settle,
+        }
+        watches: V1Watches | V2Watches
+        if version == 1:
+            watches = V1Watches(linger=self._linger, **shared)
+        else:
+            watches = V2Watches(drain=lambda: discovery.drain(), **shared)
+        discovery = Discovery(self, watches, complaints)
+        watches.let_go = discovery.let_go
+        audit = Audit(
+            watches=watches,
+            discovery=discovery,
+            complaints=complaints,
+            ledger=ledger,
+            settle=self._settle,
+            period=self._audit_period,
+        )
+        return watches, discovery, audit
+
     # -- watching
 
-    def watch(self, cgroup: StrPath) -> Watch:
+    def watch(self, cgroup: StrPath, *, also: Iterable[type[Event]] = ()) -> Watch:
         """Watches one cgroup: from now on its OOMs, its OOM kills and its removal are told.
 
         One that is out of memory at this moment, with its OOM killer disabled, is told at once. Kills that were before
@@ -135,25 +148,29 @@ class Monitor:
 
         Args:
             cgroup: the path of its directory.
+            also: MemoryMax and MemoryHigh, where these are wanted too: they can be frequent, and only v2 has them.
 
         Raises:
             FileNotFoundError: it does not exist, or was removed meanwhile.
             NotADirectoryError: a file.
-            NotACgroupError: not a cgroup, or one of a hierarchy without the memory controller.
+            NotACgroupError: not a cgroup, or one without the memory controller.
             RootCgroupError: the hierarchy's root, which the kernel never signals.
-            UnsupportedError: a cgroup v2, or a kernel that refuses (PREEMPT_RT).
+            UnsupportedError: a v1 kernel that refuses (PREEMPT_RT), or has not what is asked for.
             PermissionError: no read permission on memory.oom_control or no write permission on cgroup.event_control.
             OSError: whatever else the kernel says: EROFS, EMFILE, ENFILE, ENOMEM.
             ValueError: an empty path, one with a NUL, or the monitor is closed.
         """
-        return self.watch_many([cgroup])[0]
+        return self.watch_many([cgroup], also=also)[0]
 
-    def watch_many(self, cgroups: Iterable[StrPath], *, skip_gone: bool = False) -> list[Watch]:
+    def watch_many(
+        self, cgroups: Iterable[StrPath], *, skip_gone: bool = False, also: Iterable[type[Event]] = ()
+    ) -> list[Watch]:
         """Watches many cgroups, all or none of them; several threads share the work.
 
         Args:
             cgroups: the paths of their directories.
             skip_gone: leave out those that do not exist (any more) instead of failing.
+            also: as watch().
 
         Returns:
             Their watches, in the order given.
@@ -162,16 +179,18 @@ class Monitor:
             OSError, ValueError: as watch(); then none of them is watched and no descriptor is left behind.
         """
         paths = [absolute(cgroup) for cgroup in cgroups]
+        kinds = _optional(also)
         hierarchy, opened = self._hierarchy(paths, skip_gone)
         if hierarchy is None:
             return []  # nothing given, or all of them gone
         registrations: Registrations | None = None
         try:
-            registrations = Registrations(hierarchy, paths)
+            _check_has(hierarchy, kinds)
+            registrations = Registrations(hierarchy, paths, inotify=hierarchy.inotify)
             found = [one.found(place) for one, place in registered(hierarchy, registrations, skip_gone)]
             with self._leaving, self._lock:
                 self._begin(opened)
-                watches = self._watches.watch(self, found, [registrations])
+                watches = self._watches.watch(self, found, [registrations], also=kinds)
                 self._arm()
         except BaseException:
             if registrations is not None:
@@ -182,7 +201,7 @@ class Monitor:
                 opened.close()
         return watches
 
-    def watch_tree(self, root: StrPath, *, source: str | None = None) -> TreeWatch:
+    def watch_tree(self, root: StrPath, *, source: str | None = None, also: Iterable[type[Event]] = ()) -> TreeWatch:
         """Watches a cgroup, all that are in it, and all that will be, until the tree is closed.
 
         A cgroup that appears is told of by Created, and watched from its beginning: what was killed in it before its
@@ -193,26 +212,29 @@ class Monitor:
         Args:
             root: the path of its directory. The hierarchy's root is taken for all that is below it.
             source: who is to tell of new cgroups: "fanotify", "inotify" (see TreeWatch.source), None for the best.
+            also: as watch().
 
         Raises:
             FileNotFoundError: the root does not exist, or was removed meanwhile.
             NotADirectoryError: a file.
-            NotACgroupError: not a cgroup, or one of a hierarchy without the memory controller.
-            UnsupportedError: a cgroup v2.
+            NotACgroupError: not a cgroup, or one without the memory controller.
+            UnsupportedError: v1 has not what is asked for.
             OSError: it cannot be read; the source asked for is not to be had; no descriptors at all are left.
             ValueError: an empty path, one with a NUL, no such source, or the monitor is closed.
         """
         path = absolute(root)
         check_kind(source)
+        kinds = _optional(also)
         hierarchy, opened = self._hierarchy([path], skip_gone=False)
         assert hierarchy is not None  # what does not exist was an error
         tree: TreeWatch | None = None
         search: Search | None = None
         try:
+            _check_has(hierarchy, kinds)
             place = hierarchy.find(path)
             with self._leaving, self._lock:
                 self._begin(opened)
-                tree = TreeWatch(self, place, self._discovery.open_source(source))
+                tree = TreeWatch(self, place, self._discovery.open_source(source), kinds)
                 self._discovery.begin(tree)
             search = Search(hierarchy, tree)
             search.scan()
@@ -252,9 +274,21 @@ class Monitor:
     def _begin(self, opened: Hierarchy | None) -> None:
         """What the first watch brings along; the lock is held."""
         self._check_open()
-        if self._watches.hierarchy is None:
-            changes = self._audit.open(lambda fd: self._watches.add_to_loop([self._watches.key(fd, lib.MEMCG_UNREAD)]))
-            commit([*changes, (self._watches, "hierarchy", opened)])
+        if self._watches.hierarchy is None and opened is not None:
+            watches, discovery, audit = self._engine(opened.version)
+            fds = discovery.take_over(opened)
+            changes = audit.open(
+                lambda log: watches.add_to_loop([watches.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
+            )
+            commit(
+                [
+                    *changes,
+                    (watches, "hierarchy", opened),
+                    (self, "_watches", watches),
+                    (self, "_discovery", discovery),
+                    (self, "_audit", audit),
+                ]
+            )
 
     @property
     def watches(self) -> tuple[Watch, ...]:
@@ -422,10 +456,13 @@ class Monitor:
                     self._audit.call(now)
             if batch.unread:
                 self._discovery.hear()
+                if self._watches.hear(now):
+                    self._audit.call(now)
                 self._audit.hear(now)
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at.
             self._watches.due(now, drained=not full)
             self._discovery.discover()
+            self._watches.part()
             self._arm()
             self._bury(waiting=False)
 
@@ -435,6 +472,7 @@ class Monitor:
             with self._leaving, self._lock:
                 if not self._closing:
                     self._audit.step(now)
+                    self._watches.part()
                     self._arm()
                     self._bury(waiting=False)
 
@@ -592,7 +630,8 @@ class Monitor:
             commit([(watch, "closed", True) for watch in open_watches])
             trees = self._discovery.trees
             commit([(tree, "closed", True) for tree in trees])
-            fds += [source.fd for source in self._discovery.sources.values() if source.fd >= 0]
+            inotify = None if watches.hierarchy is None else watches.hierarchy.inotify
+            fds += [one.fd for one in self._discovery.sources.values() if one.fd >= 0 and one is not inotify]
             self._discovery.sources.clear()
             self._audit.close()
             trees.clear()
@@ -670,6 +709,28 @@ def _open_hierarchy(paths: list[str], skip_gone: bool) -> Hierarchy | None:
             if not skip_gone:
                 raise
     return None
+
+
+def _optional(kinds: Iterable[type[Event]]) -> frozenset[type[Event]]:
+    """The kinds of events that are asked for, if they are such as have to be."""
+    wanted = frozenset(kinds)
+    if not wanted <= {MemoryHigh, MemoryMax}:
+        raise ValueError(f"also must hold nothing but MemoryHigh and MemoryMax, not {_names(wanted)}")
+    return wanted
+
+
+def _names(kinds: Iterable[object]) -> str:
+    """For messages."""
+    return ", ".join(sorted(getattr(kind, "__name__", repr(kind)) for kind in kinds))
+
+
+def _check_has(hierarchy: Hierarchy, kinds: frozenset[type[Event]]) -> None:
+    if kinds and hierarchy.version == 1:
+        raise UnsupportedError(
+            errno.EOPNOTSUPP,
+            f"cgroup v1 does not tell of {_names(kinds)}; memory.failcnt counts what v2 calls max",
+            hierarchy.mount.point,
+        )
 
 
 def _nanoseconds(name: str, seconds: float) -> int:

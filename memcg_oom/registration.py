@@ -10,7 +10,7 @@ import time
 from array import array
 
 from memcg_oom._native import ffi, lib
-from memcg_oom.errors import RootCgroupError, UnsupportedError, os_error
+from memcg_oom.errors import NotACgroupError, RootCgroupError, UnsupportedError, os_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE, NO_FDS, SLICE, pack_paths
 from memcg_oom.mounts import mount_of
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from memcg_oom.commit import Change
     from memcg_oom.found import Counters
     from memcg_oom.hierarchy import Hierarchy, Place
+    from memcg_oom.sources import Inotify
 
-# struct memcg_registration, taken over whole; and what stands before the rows of struct memcg_registrations.
+# struct memcg_registration and struct memcg_attachment, taken over whole; and what stands before rows of them.
 _ROW = struct.Struct("=iiiIQQqq")
+_V2_ROW = struct.Struct("=iiiIQQ11q")
 _HEAD = struct.Struct("=qiiq")
 
 _NO_LIMIT = 2**31 - 1  # no descriptor is above it
@@ -38,14 +40,15 @@ class Registration:
 
     Attributes:
         path: as given.
-        descriptor: its eventfd, or -errno.
+        descriptor: its eventfd, on v2 the inotify watch of its memory.events.local; or -errno.
         step: where it failed.
         follower: the inotify watch of its directory, or -errno.
         children: how many cgroups are in it.
         directory_id: the kernfs id of its directory; 0 where not even that was found.
-        control_id: that of its memory.oom_control; 0 likewise.
+        control_id: that of its control file; 0 likewise, and where v2 has it not for want of the memory controller.
         before: its counters before it was registered.
         after: and after.
+        subtree: on v2 the kills in it and all below; negative: not known.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class Registration:
         "control_id",
         "before",
         "after",
+        "subtree",
     )
 
     def __init__(self, path: str, row: tuple[int, ...]) -> None:
@@ -69,35 +73,54 @@ class Registration:
             self.children,
             self.directory_id,
             self.control_id,
-            before,
-            after,
+            *counters,
         ) = row
-        self.before: Counters = (before,)
-        self.after: Counters = (after,)
+        half = len(counters) // 2
+        self.before: Counters = tuple(counters[:half])
+        self.after: Counters = tuple(counters[half : 2 * half])
+        self.subtree = counters[-1] if len(counters) % 2 else -1
 
     def found(self, place: Place, *, born: bool = False) -> Found:
         """It is to be watched there, as one that was born under the watcher's eyes or as an old one."""
-        return Found(place, self.descriptor, (0,) * len(self.before) if born else self.before, self.after)
+        if self.is_off:
+            return Found(place, -1, (), ())
+        seen = (0,) * len(self.before) if born else self.before
+        return Found(place, self.descriptor, seen, self.after, born=born, subtree=self.subtree)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it is a v2 cgroup without the memory controller, or is just going."""
+        return (
+            self.descriptor == -errno.ENOENT
+            and self.step == lib.MEMCG_STEP_CONTROL_FILE
+            and not self.control_id
+            and len(self.before) > 1
+        )
 
     def error(self) -> OSError:
         """Why it failed, in words."""
-        return registration_error(-self.descriptor, self.step, self.path, "memory.oom_control")
+        file = "memory.oom_control" if len(self.before) == 1 else "memory.events.local"
+        return registration_error(-self.descriptor, self.step, self.path, file)
 
 
 class Registrations:
     """Cgroups registered for their OOM notifications; several threads share the work.
 
-    The descriptors are in buffers that close them when they are freed. So whatever happens on the way, wherever an
-    exception comes from: unless the changes of hand_over() are committed, nothing of this stays behind.
+    On v1 each has an eventfd, and the descriptors are in buffers that close them when they are freed. So whatever
+    happens on the way, wherever an exception comes from: unless the changes of hand_over() are committed, nothing of
+    this stays behind. On v2 each has a watch of the one inotify instance;
+    those of which nobody takes note go by undo().
 
     Attributes:
         all: in the order of the paths.
+        removals: how many watches the instance had lost when this began: what is lost since may be one of these.
 
     Args:
         hierarchy: that the cgroups are in.
         paths: absolute paths.
         ids: the kernfs ids of their directories; what is at a path counts only if it has the id. None: it counts.
-        inotify_fd: an inotify instance that is to follow their directories, or -1.
+        inotify: on v1 to follow their directories, on v2 for their events; None: there is none.
+        follow: whether to follow their directories, on v2.
         highest_fd: an eventfd above it counts as one too many.
     """
 
@@ -107,18 +130,22 @@ class Registrations:
         paths: Sequence[str],
         ids: Sequence[int] | None = None,
         *,
-        inotify_fd: int = -1,
+        inotify: Inotify | None = None,
+        follow: bool = False,
         highest_fd: int = _NO_LIMIT,
     ) -> None:
-        if len(paths) >= SLICE:
+        self._inotify = inotify if hierarchy.version == 2 else None
+        self.removals = 0 if inotify is None else inotify.removals
+        inotify_fd = -1 if inotify is None else inotify.fd
+        how = {"count": 0, "mount_fd": hierarchy.id_fd, "inotify_fd": inotify_fd}
+        how |= {"highest_fd": highest_fd} if hierarchy.version == 1 else {"follow": follow}
+        kind = _Slice if hierarchy.version == 1 else _V2Slice
+        if len(paths) >= SLICE and hierarchy.version == 1:
             _grow_descriptor_table(len(paths))
         threads = max(1, min(processors(), len(paths) // SLICE))
         size = -(-len(paths) // threads)
-        how = {"count": 0, "mount_fd": hierarchy.id_fd, "inotify_fd": inotify_fd, "highest_fd": highest_fd}
         self._slices = [
-            _Slice(
-                hierarchy.device, paths[start : start + size], None if ids is None else ids[start : start + size], how
-            )
+            kind(hierarchy.device, paths[start : start + size], None if ids is None else ids[start : start + size], how)
             for start in range(0, len(paths), size or 1)
         ]
         # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
@@ -131,6 +158,9 @@ class Registrations:
 
     def give_up(self, index: int) -> None:
         """Closes one of them."""
+        if self._inotify is not None:
+            self._inotify.discard(self.all[index].descriptor)
+            return
         for one in self._slices:
             if index < len(one.paths):
                 os.close(one.buffer.rows[index].eventfd)
@@ -139,9 +169,15 @@ class Registrations:
             index -= len(one.paths)
 
     def undo(self) -> None:
-        """Closes at once what was not handed over; an exception that somebody keeps would keep the buffers."""
+        """Lets go at once of what was not handed over; an exception that somebody keeps would keep the buffers."""
         for one in self._slices:
-            lib.memcg_unregister_many(one.buffer)
+            if self._inotify is None:
+                lib.memcg_unregister_many(one.buffer)
+            else:
+                for registration in one.registrations() if one.buffer.count else ():
+                    self._inotify.discard(registration.descriptor)
+                    self._inotify.discard(registration.follower)
+                one.buffer.count = 0
 
     def hand_over(self) -> list[Change]:
         """The changes by which the descriptors belong to somebody else."""
@@ -151,25 +187,49 @@ class Registrations:
 class _Slice:
     """What one thread registers."""
 
+    struct = "struct memcg_registrations *"
+    row = _ROW
+
     def __init__(self, device: int, paths: Sequence[str], ids: Sequence[int] | None, how: dict[str, int]) -> None:
         self.paths = paths
-        self.buffer = ffi.gc(
-            ffi.new("struct memcg_registrations *", {**how, "rows": len(paths)}), lib.memcg_unregister_many
-        )
+        self.buffer = self._keep(ffi.new(self.struct, {**how, "rows": len(paths)}))
         self._device = device
         self._packed = pack_paths(paths)
         self._ids = None if ids is None else array("Q", ids)
 
+    @staticmethod
+    def _keep(buffer: ffi.CData) -> ffi.CData:
+        return ffi.gc(buffer, lib.memcg_unregister_many)
+
     def run(self) -> None:
         """Registers them; in a thread of its own, or not."""
         ids = ffi.NULL if self._ids is None else ffi.from_buffer("uint64_t[]", self._ids)
-        lib.memcg_register_many(self._device, ids, ffi.from_buffer(self._packed), len(self.paths), self.buffer)
+        self._register(self._device, ids, ffi.from_buffer(self._packed), len(self.paths), self.buffer)
+
+    @staticmethod
+    def _register(device: int, ids: ffi.CData, paths: ffi.CData, count: int, buffer: ffi.CData) -> None:
+        lib.memcg_register_many(device, ids, paths, count, buffer)
 
     def registrations(self) -> list[Registration]:
         """What came of them."""
-        data = ffi.buffer(self.buffer, _HEAD.size + len(self.paths) * _ROW.size)
-        rows = _ROW.iter_unpack(data[_HEAD.size :])
+        data = ffi.buffer(self.buffer, _HEAD.size + len(self.paths) * self.row.size)
+        rows = self.row.iter_unpack(data[_HEAD.size :])
         return [Registration(path, row) for path, row in zip(self.paths, rows, strict=True)]
+
+
+class _V2Slice(_Slice):
+    """What one thread attaches to."""
+
+    struct = "struct memcg_attachments *"
+    row = _V2_ROW
+
+    @staticmethod
+    def _keep(buffer: ffi.CData) -> ffi.CData:
+        return buffer
+
+    @staticmethod
+    def _register(device: int, ids: ffi.CData, paths: ffi.CData, count: int, buffer: ffi.CData) -> None:
+        lib.memcg_attach_many(device, ids, paths, count, buffer)
 
 
 def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bool) -> list[tuple[Registration, Place]]:
@@ -186,10 +246,12 @@ def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bo
     found = []
     for index, one in enumerate(registrations.all):
         try:
-            if one.descriptor < 0:
-                raise one.error()
             if hierarchy.is_root(one.directory_id):
                 raise root_error(one.path)
+            if one.is_off and os.path.isdir(one.path):
+                raise off_error(one.path)
+            if one.descriptor < 0:
+                raise one.error()
             found.append((one, hierarchy.place(one.path, one.directory_id, one.control_id)))
         except FileNotFoundError as error:
             if not skip_gone or error.filename != one.path:
@@ -221,7 +283,18 @@ def root_error(path: str) -> RootCgroupError:
     """Why memory.oom_control of the root is refused."""
     return RootCgroupError(
         errno.EINVAL,
-        "the root cgroup: the kernel would accept the registration and never signal it; watch the cgroups below",
+        "the root cgroup: the kernel never says that it is out of memory (v1 accepts the registration); watch the "
+        "cgroups below",
+        path,
+    )
+
+
+def off_error(path: str) -> NotACgroupError:
+    """Why a v2 cgroup without the memory controller is refused."""
+    return NotACgroupError(
+        errno.EINVAL,
+        "not a memory cgroup: the memory controller is off there; write +memory to cgroup.subtree_control of the "
+        "cgroup above it, or watch that one's tree, which waits for it",
         path,
     )
 
@@ -231,6 +304,8 @@ _ADVICE = {
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EACCES): "registering needs write permission there",
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EPERM): "registering needs write permission there",
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EROFS): "the hierarchy is mounted read-only, and registering is a write",
+    (lib.MEMCG_STEP_FOLLOW, errno.ENOSPC): "no inotify watches left; raise fs.inotify.max_user_watches",
+    (lib.MEMCG_STEP_FOLLOW, errno.EBADF): "no inotify instance to be had; raise fs.inotify.max_user_instances",
     (lib.MEMCG_STEP_WRITE, errno.EINVAL): "the kernel takes no registration for this control file and argument",
 }
 # The errnos that mean: not on this kernel.

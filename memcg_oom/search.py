@@ -19,7 +19,8 @@ import stat
 
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE
-from memcg_oom.registration import Registrations
+from memcg_oom.registration import Registrations, off_error
+from memcg_oom.sources import Inotify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Search:
         found: to be watched.
         registrations: whose eventfds `found` has.
         vanished: paths at which nothing is (any more).
+        missed: the ids of directories in which a cgroup came and went before it was found.
         unfollowed: directories that the source could not follow.
         followed: the ids of those that it could follow after all.
         troubles: what is to be complained of.
@@ -81,12 +83,15 @@ class Search:
         self.found: list[Found] = []
         self.registrations: list[Registrations] = []
         self.vanished: list[str] = []
+        self.missed: set[int] = set()
         self.unfollowed: dict[int, Place] = {}
         self.followed: list[int] = []
         self.troubles: list[Callable[[Complaints, list[Event]], list[StateChange]]] = []
         self.complete = True
         self._hierarchy = hierarchy
         self._known: set[int] = set()  # found by this search
+        source = tree._source
+        self._inotify = hierarchy.inotify or (source if isinstance(source, Inotify) else None)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._highest_fd = soft - 1 - min(HEADROOM, soft // 8)
 
@@ -105,34 +110,37 @@ class Search:
         """
         place = self.tree._place
         if self._hierarchy.is_root(place.directory_id):
-            # It takes no registration that would ever be signalled, but it counts its own kills.
-            kills = self._hierarchy.look([place])[0]
-            if kills < 0:
-                raise OSError(-kills, os.strerror(-kills), place.path)
+            # It takes no registration that would ever be signalled; on v1 it counts its own kills.
+            now = (self._hierarchy.look([place])[0],) if self._hierarchy.version == 1 else ()
+            if now and now[0] < 0:
+                raise OSError(-now[0], os.strerror(-now[0]), place.path)
             with self._hierarchy.directory(place) as fd:
                 self._note_following(place, self.tree._source.follow(fd, place.directory_id))
-            self.found.append(Found(place, -1, (kills,), (kills,)))
+            self.found.append(Found(place, -1, now, now))
             self._below([(place, False)])
         else:
             self._take([_Newcomer(None, place.path, place.directory_id, born=False)])
 
     def changed(self, changes: list[Change]) -> None:
         """Looks at every name that something has happened to."""
-        names: dict[int, dict[str, bool]] = {}
-        for directory_id, name, moved in changes:
+        names: dict[int, dict[str, tuple[bool, bool]]] = {}
+        for directory_id, name, moved, created in changes:
             if self._member(directory_id) is not None:
                 here = names.setdefault(directory_id, {})
-                here[name] = here.get(name, False) or moved
+                before = here.get(name, (False, False))
+                here[name] = (before[0] or moved, before[1] or created)
         for directory_id, here in names.items():
             parent = self._member(directory_id)
             assert parent is not None  # it was a moment ago
             entries = []
             try:
                 with self._hierarchy.directory(parent) as fd:
-                    for name, moved in here.items():
+                    for name, (moved, created) in here.items():
                         status = _status(name, fd)
                         if status is None:
                             self.vanished.append(f"{parent.path}/{name}")
+                            if created:
+                                self.missed.add(directory_id)
                         elif stat.S_ISDIR(status.st_mode):
                             entries.append((name, status.st_ino, not moved))
             except OSError as error:
@@ -191,7 +199,8 @@ class Search:
                 self._hierarchy,
                 [newcomer.path() for newcomer in newcomers],
                 [newcomer.directory_id for newcomer in newcomers],
-                inotify_fd=self.tree._source.inotify_fd,
+                inotify=self._inotify,
+                follow=self.tree._source is self._inotify,
                 highest_fd=self._highest_fd,
             )
             self.registrations.append(registrations)
@@ -217,7 +226,10 @@ class Search:
     def _one(self, newcomer: _Newcomer, row: Registration) -> Place | None:
         """What became of a newcomer: it is found, with an eventfd or without, or it is gone."""
         error = -row.descriptor
-        if row.descriptor < 0 and (error in GONE or row.control_id == 0 or row.before[0] < 0):
+        is_off = row.is_off and (newcomer.parent is None or self._is_still_there(newcomer.parent, newcomer))
+        if is_off and newcomer.parent is None:
+            raise off_error(row.path)
+        if not is_off and row.descriptor < 0 and (error in GONE or row.control_id == 0 or row.before[0] < 0):
             self.tree._source.discard(row.follower)
             if newcomer.parent is None:
                 raise row.error()
@@ -225,12 +237,14 @@ class Search:
                 self._failed(error)
             elif self._is_still_there(newcomer.parent, newcomer):
                 self._failed(errno.EAGAIN)
+            else:
+                self.missed.add(newcomer.parent.directory_id)
             return None
         if newcomer.parent is None:
             place = self.tree._place
         else:
             place = self._hierarchy.child(newcomer.parent, newcomer.name, newcomer.directory_id, row.control_id)
-        if row.descriptor < 0:
+        if row.descriptor < 0 and not is_off:
             trouble = row.error()
             self.troubles.append(lambda complaints, events: complaints.polled(trouble, events))
         self._note_following(place, self.tree._source.followed(place.directory_id, row.follower))

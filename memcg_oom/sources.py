@@ -14,13 +14,13 @@ from memcg_oom.errors import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import TypeAlias
 
     from memcg_oom.hierarchy import Hierarchy
 
-    # The kernfs id of a directory, a name in it, whether something was renamed to that name.
-    Change: TypeAlias = tuple[int, str, bool]
+    # The kernfs id of a directory, a name in it, whether something was renamed to that name, or made with it.
+    Change: TypeAlias = tuple[int, str, bool, bool]
 
 _READ = 1 << 16  # bytes
 _READS = 16  # in a row; what is left keeps the descriptor readable
@@ -28,9 +28,11 @@ _READS = 16  # in a row; what is left keeps the descriptor readable
 # inotify(7) and fanotify(7).
 _IN_EVENT = struct.Struct("=iIII")
 _IN_MOVED_TO = 0x80
+_IN_CREATE = 0x100
 _IN_Q_OVERFLOW = 0x4000
 _FAN_EVENT = struct.Struct("=IBBHQii")
 _FAN_MOVED_TO = 0x80
+_FAN_CREATE = 0x100
 _FAN_Q_OVERFLOW = 0x4000
 _FAN_HEADER = 4  # of a record: its type and its length
 _FAN_FSID = 8
@@ -43,7 +45,6 @@ class Source:
     Attributes:
         kind: its name.
         fd: readable when there are changes; -1: never.
-        inotify_fd: what a registration is to follow directories with; -1: nothing.
         follows_all: whether every directory of the hierarchy is followed, without being named.
         overflowed: whether changes were lost since this was last set to False.
     """
@@ -53,7 +54,6 @@ class Source:
 
     def __init__(self) -> None:
         self.fd = -1
-        self.inotify_fd = -1
         self.overflowed = False
 
     def changes(self) -> list[Change]:
@@ -110,13 +110,20 @@ class Fanotify(Source):
                     handle = offset + header + _FAN_HEADER + _FAN_FSID
                     _, _, directory_id = _FAN_HANDLE.unpack_from(data, handle)
                     name = data[handle + _FAN_HANDLE.size : offset + length].partition(b"\0")[0]
-                    found.append((directory_id, os.fsdecode(name), bool(mask & _FAN_MOVED_TO)))
+                    found.append(
+                        (directory_id, os.fsdecode(name), bool(mask & _FAN_MOVED_TO), bool(mask & _FAN_CREATE))
+                    )
                 offset += length
         return found
 
 
 class Inotify(Source):
-    """One inotify instance with a watch on each directory.
+    """One inotify instance with a watch on each directory, and on v2 on control files as well.
+
+    Attributes:
+        touched: the owners of control files that something was written to, or counted in, in the order of the news;
+            whoever takes note of them takes them off.
+        removals: how many watches were let go of.
 
     Raises:
         OSError: no instance left (EMFILE, fs.inotify.max_user_instances).
@@ -124,9 +131,12 @@ class Inotify(Source):
 
     kind = "inotify"
 
-    def __init__(self, _hierarchy: Hierarchy) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fd = self.inotify_fd = check(lib.memcg_inotify_open(), "inotify")
+        self.fd = check(lib.memcg_inotify_open(), "inotify")
+        self.touched: list[object] = []
+        self.removals = 0
+        self._files: dict[int, object] = {}  # by watch descriptor
         self._directories: dict[int, int] = {}  # by watch descriptor
         self._watches: dict[int, int] = {}  # and the other way round
 
@@ -140,9 +150,11 @@ class Inotify(Source):
                 offset += _IN_EVENT.size
                 if mask & _IN_Q_OVERFLOW:
                     self.overflowed = True
+                elif (owner := self._files.get(watch)) is not None:
+                    self.touched.append(owner)
                 elif length and (directory_id := self._directories.get(watch)) is not None:
                     name = data[offset : offset + length].partition(b"\0")[0]
-                    found.append((directory_id, os.fsdecode(name), bool(mask & _IN_MOVED_TO)))
+                    found.append((directory_id, os.fsdecode(name), bool(mask & _IN_MOVED_TO), bool(mask & _IN_CREATE)))
                 offset += length
         return found
 
@@ -163,15 +175,39 @@ class Inotify(Source):
         watch = self._watches.pop(directory_id, None)
         if watch is not None:
             del self._directories[watch]
-            lib.memcg_inotify_remove(self.fd, watch)
+            self._remove(watch)
 
     def discard(self, watch: int) -> None:
-        """Lets go of what a registration did about a directory, if nobody has taken note of it."""
-        if watch >= 0 and watch not in self._directories:
-            lib.memcg_inotify_remove(self.fd, watch)
+        """Lets go of what a registration did about a directory or a file, if nobody has taken note of it."""
+        if watch >= 0 and watch not in self._directories and watch not in self._files:
+            self._remove(watch)
+
+    def _remove(self, watch: int) -> None:
+        self.removals += 1
+        lib.memcg_inotify_remove(self.fd, watch)
+
+    def follows(self, directory_id: int) -> bool:
+        """Whether a directory is followed."""
+        return directory_id in self._watches
+
+    def add_file(self, path: str, owner: object) -> int:
+        """Follows a control file on behalf of an owner; returns the watch, or -errno (ENOSPC, and what open(2) has)."""
+        watch = lib.memcg_inotify_add_file(self.fd, os.fsencode(path))
+        if watch >= 0:
+            self._files[watch] = owner
+        return watch
+
+    def own(self, watch: int, owner: object) -> None:
+        """Takes note of what a registration did about a file."""
+        self._files[watch] = owner
+
+    def remove_file(self, watch: int) -> None:
+        """Lets go of a control file, also of one that is gone: the kernel itself never does."""
+        if self._files.pop(watch, None) is not None:
+            self._remove(watch)
 
 
-SOURCES: dict[str, Callable[[Hierarchy], Source]] = {"fanotify": Fanotify, "inotify": Inotify}
+SOURCES = ("fanotify", "inotify")
 
 
 def check_kind(kind: str | None) -> None:
@@ -190,11 +226,13 @@ def open_source(hierarchy: Hierarchy, kind: str | None) -> Source:
     Raises:
         OSError: the kind that was asked for is not to be had.
     """
-    if kind is not None:
-        return SOURCES[kind](hierarchy)
-    for make in SOURCES.values():
+    for one in SOURCES if kind is None else (kind,):
         try:
-            return make(hierarchy)
-        except OSError:  # not on this kernel, not with these privileges, none left: the next one does as well
-            continue
+            if one == "fanotify":
+                return Fanotify(hierarchy)
+            return Inotify() if hierarchy.inotify is None else hierarchy.inotify
+        except OSError:
+            if kind is not None:
+                raise
+            # Not on this kernel, not with these privileges, none left: the next one does as well.
     return Source()

@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from memcg_oom.events import Event
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
     from memcg_oom.sources import Change, Source
@@ -43,16 +44,18 @@ class TreeWatch:
         "_backlog",
         "_unfollowed",
         "_left_out",
+        "_also",
         "__weakref__",
     )
 
-    def __init__(self, monitor: Monitor, place: Place, source: Source) -> None:
+    def __init__(self, monitor: Monitor, place: Place, source: Source, also: frozenset[type[Event]]) -> None:
         self.closed = True  # until it is committed
         self.removed = False
         self.source = source.kind
         self._monitor = monitor
         self._place = place  # of the root
         self._source = source
+        self._also = also
         # By the id of the directory. One whose `_tree` is another was not taken in, or is just being let go of.
         self._members: dict[int, Watch] = {}
         self._past_ooms = 0  # of members that are let go of

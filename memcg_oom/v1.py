@@ -72,6 +72,7 @@ class V1Watches(Watches):
         registrations: Sequence[Registrations],
         tree: TreeWatch | None = None,
         told: Callable[[list[Watch], int, list[Event]], list[Change]] = lambda _watches, _time_ns, _events: [],
+        also: frozenset[type[Event]] = frozenset(),
     ) -> list[Watch]:
         """Watches cgroups, all or none; their descriptors belong to the watches from here on.
 
@@ -83,10 +84,11 @@ class V1Watches(Watches):
             found: the cgroups.
             registrations: that the eventfds come from.
             tree: that they become members of.
+            also: nothing; v1 has none of it.
             told: adds what else is to be told, before anything of theirs, and returns further changes.
         """
         watches = [
-            Watch(monitor, one.place, self.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0])
+            Watch(monitor, one.place, self.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0], also)
             for one in found
         ]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from memcg_oom.events import Event
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
     from memcg_oom.rounds import Round
@@ -42,16 +43,20 @@ class Watch:
         "_unresolved",
         "_gone",
         "_round",
+        "_also",
     )
 
-    def __init__(self, monitor: Monitor, place: Place, key: int, seen: int) -> None:
+    def __init__(
+        self, monitor: Monitor, place: Place, key: int, seen: int, also: frozenset[type[Event]] = frozenset()
+    ) -> None:
         self.ooms = 0
         self.kills = 0
         self.removed = False
         self.closed = True  # until it is committed
         self._monitor = monitor
         self._place = place
-        self._key = key  # of the epoll set; its low half is the eventfd
+        self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
+        self._also = also  # what is told beside the usual
         self._tree: TreeWatch | None = None  # that it is a member of, from when it is committed until it is let go of
         self._seen = seen  # the oom_kill counter when it was last read
         self._accounted = seen  # up to where the ledger has its kills, whichever watch of the cgroup told them

@@ -11,7 +11,7 @@ from memcg_oom.events import Removed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from memcg_oom.commit import Change, Outbox
     from memcg_oom.complaints import Complaints
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memcg_oom.hierarchy import Hierarchy
     from memcg_oom.host import HostCounter
     from memcg_oom.ledger import Ledger
+    from memcg_oom.sources import Change as Happened
     from memcg_oom.tree import TreeWatch
     from memcg_oom.watch import Watch
 
@@ -103,6 +104,33 @@ class Watches:
     def _removed(watch: Watch, unresolved: int, time_ns: int, events: list[Event]) -> list[Change]:
         events.append(Removed(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, unresolved=unresolved))
         changes: list[Change] = [(watch, "removed", True)]
-        if watch._tree is not None and watch._place is watch._tree._place:
+        if watch._tree is not None and watch._place.directory_id == watch._tree._place.directory_id:
             changes.append((watch._tree, "removed", True))
         return changes
+
+    def sweep(self, watches: list[Watch]) -> bool:
+        """Looks at watches out of turn and tells what is new; whether all of them could be read."""
+        raise NotImplementedError
+
+    # What only one of the versions has to do.
+
+    def hear(self, now: int) -> bool:
+        """Takes note of news beside the signals; whether anybody is to be looked at."""
+        return False
+
+    def changed(self, changes: Iterable[Happened]) -> None:
+        """Takes note of what has happened to names in directories."""
+
+    def missed(self, directory_ids: Iterable[int]) -> None:
+        """Takes note of directories in which somebody came and went unseen."""
+
+    def follows(self, directory_id: int) -> bool:
+        """Whether a directory has to be followed for the sake of a watch in it."""
+        return False
+
+    def overtaken(self) -> None:
+        """News of directories were lost."""
+        self.sweep(list(self.polled.values()))
+
+    def part(self) -> None:
+        """Tells of those that are gone, where due() has not."""

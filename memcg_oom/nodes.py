@@ -1,0 +1,68 @@
+"""What is known of each v2 cgroup, once, however many watches it has."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from memcg_oom.found import Counters
+    from memcg_oom.hierarchy import Place
+    from memcg_oom.watch import Watch
+
+
+class Node:
+    """A cgroup that is watched, or that one is in.
+
+    Attributes:
+        place: where and who.
+        parent: the node of the cgroup that it is in, where that is known.
+        children: the nodes in it, by name.
+        watches: its watches; of those that are closed only such as a tree keeps for its ledger.
+        counters: what was last read and told; None: nothing, it is not watched or its memory controller is off.
+        descriptor: the inotify watch of its memory.events.local; negative: none.
+        populated: that of its cgroup.events, while it settles; negative: none.
+        control: that of its cgroup.subtree_control, while there are cgroups in it; negative: none.
+        since: from where on its kills are in the host's ledger: the lowest baseline of a watch.
+        accounted: how many of the kills that memory.events counts, here and below, were told or are nobody's business;
+            None: nobody keeps that account.
+        unresolved: OOMs of the present settle that no kill has answered.
+        noisy: whether the last look found nothing but memory.max and memory.high at work.
+        gone: whether a look found it removed.
+    """
+
+    __slots__ = (
+        "place",
+        "parent",
+        "children",
+        "watches",
+        "counters",
+        "descriptor",
+        "populated",
+        "control",
+        "since",
+        "accounted",
+        "unresolved",
+        "noisy",
+        "gone",
+    )
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.parent: Node | None = None
+        self.children: dict[str, Node] = {}
+        self.watches: list[Watch] = []
+        self.counters: Counters | None = None
+        self.descriptor = self.populated = self.control = -1
+        self.since = 0
+        self.accounted: int | None = None
+        self.unresolved = 0
+        self.noisy = False
+        self.gone = False
+
+    def line(self) -> Iterator[Node]:
+        """It and all above it that are known, from the bottom up."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.parent

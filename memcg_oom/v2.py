@@ -1,0 +1,615 @@
+"""cgroup v2, exactly: from inotify and looks at memory.events.local to Oom, OomKill and Removed.
+
+What the kernel does (mm/memcontrol.c, kernel/cgroup/cgroup.c), and so what the order of things must be:
+
+- memory.events.local counts at the very moment; the news of it is limited to one in 10 ms for a file, and rmdir(2)
+  cancels what is pending. So the last kill before a removal may never be announced: a cgroup that is in the news is
+  looked at again and again until `settle` seconds after them, and once when it empties (cgroup.events).
+- What was missed all the same is in the counter of the cgroup above, see balance.py.
+- Nobody says of a control file that it is gone: the directory above says so of the cgroup.
+- A cgroup whose memory controller is switched off lives on, without counters; they start anew when it comes back. The
+  news of either is a write to cgroup.subtree_control above it.
+- Nothing is ever renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from memcg_oom.balance import Entry, missing, nearest, suspects
+from memcg_oom.commit import commit
+from memcg_oom.events import MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
+from memcg_oom.hierarchy import GONE, OFF
+from memcg_oom.nodes import Node
+from memcg_oom.registration import Registrations
+from memcg_oom.rounds import GAPS
+from memcg_oom.watch import NO_FD, Watch
+from memcg_oom.watches import CROWD, Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from typing import Any
+
+    from memcg_oom.commit import Change
+    from memcg_oom.events import Event
+    from memcg_oom.found import Counters, Found
+    from memcg_oom.hierarchy import Place
+    from memcg_oom.monitor import Monitor
+    from memcg_oom.sources import Change as Happened
+    from memcg_oom.tree import TreeWatch
+
+NOTHING: Counters = (0, 0, 0, 0, 0)  # oom_kill, oom, oom_group_kill, max, high
+# How often in a row a balance is struck that does not stand still, before it waits for the next look.
+_STRIKES = 16
+# Nanoseconds between two looks at a cgroup of which there is only noise: memory.max and memory.high at work.
+_NOISE = 50_000_000
+
+
+class V2Watches(Watches):
+    """All that one monitor watches on cgroup v2.
+
+    As on v1 each method works out what is to change and then commits it.
+
+    Args:
+        drain: reads what was not read of the news, and finds what is new; returns whether there was any.
+        shared: as Watches.
+    """
+
+    def __init__(self, *, drain: Callable[[], bool], **shared: Any) -> None:
+        super().__init__(**shared)
+        self._drain = drain
+        self.nodes: dict[int, Node] = {}
+        self._settling: dict[Node, int] = {}  # until when, in nanoseconds of CLOCK_MONOTONIC
+        self._resting: list[tuple[int, list[Node]]] = []  # new ones, which are looked at once when they have settled
+        self._urgent: dict[Node, None] = {}  # to be looked at now
+        self._touched: dict[Node, int] = {}  # noisy ones in the news, and when they are to be looked at
+        self._leaving: dict[Node, int] = {}  # gone, or off, and not told yet; when that was found
+        self._strangers: set[Node] = set()  # in which somebody came and went unseen
+        self._next = 0
+        self._step = 0
+        self._host = -1
+        self._again = False
+
+    # -- watching
+
+    def watch(
+        self,
+        monitor: Monitor,
+        found: list[Found],
+        registrations: Sequence[Registrations],
+        tree: TreeWatch | None = None,
+        told: Callable[[list[Watch], int, list[Event]], list[Change]] = lambda _watches, _time_ns, _events: [],
+        also: frozenset[type[Event]] = frozenset(),
+    ) -> list[Watch]:
+        """Watches cgroups, all or none; as V1Watches.watch().
+
+        Args:
+            also: MemoryMax, MemoryHigh: whether to tell of these.
+        """
+        assert self.hierarchy is not None
+        made: list[Node] = []
+        watches: list[Watch] = []
+        try:
+            nodes = [self._node(one.place, made) for one in found]
+            self._secure(found, registrations)
+            for one, node in zip(found, nodes, strict=True):
+                low = one.descriptor if one.descriptor >= 0 else NO_FD
+                watches.append(Watch(monitor, node.place, self.key(low), 0, also))
+            time_ns = time.time_ns()
+            events: list[Event] = []
+            changes = told(watches, time_ns, events)
+            changes += [(watch, "closed", False) for watch in watches]
+            entry = Entry(self._ledger)
+            members: dict[Node, list[Watch]] = {}
+            for watch, node, one in zip(watches, nodes, found, strict=True):
+                changes += self._begin(node, watch, one, time_ns, events, entry, first=node not in members)
+                members.setdefault(node, list(node.watches)).append(watch)
+            changes += [(node, "watches", there) for node, there in members.items()]
+            self.by_key.update((watch._key, watch) for watch in watches)
+            self.polled.update(
+                (watch._key, watch)
+                for watch, node, one in zip(watches, nodes, found, strict=True)
+                if not self._is_root(watch) and ((one.now and watch.polled) or not self._tells_of_end(node, tree))
+            )
+            if tree is not None:
+                tree._members.update((watch._place.directory_id, watch) for watch in watches)
+                changes += [(watch, "_tree", tree) for watch in watches]
+            for one_registrations in registrations:
+                changes += one_registrations.hand_over()
+            self._resting.append((time.monotonic_ns() + self._settle, nodes))
+            commit(changes + entry.changes() + self._outbox.put(events))
+            if tree is not None and not self._is_local:
+                self._open_accounts(found)
+        except BaseException:
+            for watch in watches:
+                if watch.closed:
+                    self.by_key.pop(watch._key, None)
+                    self.polled.pop(watch._key, None)
+            for node in made:
+                self._drop(node)
+            raise
+        return watches
+
+    def _secure(self, found: list[Found], registrations: Sequence[Registrations]) -> None:
+        """Has the inotify watches stand that may have been let go of, by somebody else, since they were made."""
+        assert self.hierarchy is not None
+        inotify = self.hierarchy.inotify
+        if inotify is None or all(one.removals == inotify.removals for one in registrations):
+            return
+        for one in found:
+            if one.descriptor >= 0:
+                path = f"{one.place.path}/{self.hierarchy.control_file}"
+                one.descriptor = inotify.add_file(path, self.nodes[one.place.directory_id])
+
+    def _begin(
+        self, node: Node, watch: Watch, one: Found, time_ns: int, events: list[Event], entry: Entry, *, first: bool
+    ) -> list[Change]:
+        """One more watch for a cgroup."""
+        if not one.now:
+            return []  # the memory controller is off
+        changes: list[Change] = []
+        kills = one.now[0]
+        if node.counters is None and first:
+            changes += [(node, "counters", one.now), (node, "since", one.seen[0]), (node, "descriptor", one.descriptor)]
+            if one.descriptor >= 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
+                self.hierarchy.inotify.own(one.descriptor, node)
+            entry.add(node, kills - one.seen[0])
+        elif node.counters is not None:
+            if first:
+                changes += self._advance(node, max(one.now, node.counters), time_ns, events, entry)
+            if one.seen[0] < node.since:
+                entry.add(node, node.since - one.seen[0])
+                changes.append((node, "since", one.seen[0]))
+        if one.born and node.accounted is None and not self._is_local:
+            changes.append((node, "accounted", kills))
+        return changes + self._differences(watch, one.seen, one.now, time_ns, events)
+
+    def _open_accounts(self, found: list[Found]) -> None:
+        """Finds out how many kills memory.events has counted of which nobody is to be told.
+
+        When it has not moved since before what is below was read first, all that it counts is known; else everything
+        is read once more, until it stands still.
+        """
+        assert self.hierarchy is not None
+        opening = {
+            node: one.subtree
+            for one in found
+            if one.now and (node := self.nodes[one.place.directory_id]).accounted is None and node.counters is not None
+        }
+        for _ in range(_STRIKES):
+            nodes = list(opening)
+            changes: list[Change] = []
+            for node, kills in zip(nodes, self.hierarchy.subtrees([node.place for node in nodes]), strict=True):
+                if kills == opening[node]:
+                    changes.append((node, "accounted", kills))
+                    del opening[node]
+                elif kills >= 0:
+                    opening[node] = kills
+                else:
+                    del opening[node]  # it is just going
+            commit(changes)
+            if not opening:
+                break
+            below = [node for node in self.nodes.values() if not opening.keys().isdisjoint(node.line())]
+            self._read(below, ())
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether memory.events leaves out what is below."""
+        return self.hierarchy is not None and self.hierarchy.mount.local_events
+
+    # -- the nodes
+
+    def _node(self, place: Place, made: list[Node]) -> Node:
+        """The node of a cgroup; a new one is put on the list."""
+        node = self.nodes.get(place.directory_id)
+        if node is None:
+            node = Node(place)
+            made.append(node)
+            self.nodes[place.directory_id] = node
+        if node.parent is None and not self._is_top(place):
+            parent = self._parent(place, made)
+            if parent is not None:
+                node.parent = parent
+                parent.children[os.path.basename(place.path)] = node
+                self._follow_control(parent)
+        return node
+
+    def _is_top(self, place: Place) -> bool:
+        """Whether nothing above it can be seen."""
+        assert self.hierarchy is not None
+        return place.path == self.hierarchy.mount.point or self.hierarchy.is_root(place.directory_id)
+
+    def _parent(self, place: Place, made: list[Node]) -> Node | None:
+        """The node of the cgroup above; of one that is in no tree the directory is followed for its sake."""
+        assert self.hierarchy is not None
+        hierarchy = self.hierarchy
+        if place.parent is not None and (known := self.nodes.get(place.parent.directory_id)) is not None:
+            return known
+        path = os.path.dirname(place.path)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "the cgroup was removed meanwhile", place.path) from None
+        if status.st_dev != hierarchy.device:
+            return None
+        parent = self.nodes.get(status.st_ino)
+        if parent is None:
+            parent = Node(hierarchy.place(path, status.st_ino, 0))
+            made.append(parent)
+            self.nodes[status.st_ino] = parent
+        if hierarchy.inotify is not None and not self._is_followed(parent):
+            with hierarchy.directory(parent.place) as fd:
+                hierarchy.inotify.follow(fd, status.st_ino)
+        return parent
+
+    def _is_followed(self, node: Node) -> bool:
+        """Whether somebody tells what becomes of its children."""
+        assert self.hierarchy is not None
+        inotify = self.hierarchy.inotify
+        return inotify is not None and inotify.follows(node.place.directory_id)
+
+    def _tells_of_end(self, node: Node, tree: TreeWatch | None) -> bool:
+        """Whether somebody tells when it is removed."""
+        if tree is not None and node.parent is not None and tree.member(node.parent.place.directory_id) is not None:
+            return True  # and where the tree has no source, that is the tree's business
+        return node.parent is not None and self._is_followed(node.parent)
+
+    def follows(self, directory_id: int) -> bool:
+        """Whether a directory has to be followed for the sake of a watch in it."""
+        node = self.nodes.get(directory_id)
+        return node is not None and any(
+            watch._tree is None or watch._place.directory_id == watch._tree._place.directory_id
+            for child in node.children.values()
+            for watch in child.watches
+        )
+
+    def _follow_control(self, node: Node) -> None:
+        if node.control < 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
+            # Where no watch is left for it: what is switched on is found by the next search.
+            node.control = self.hierarchy.inotify.add_file(f"{node.place.path}/cgroup.subtree_control", node)
+
+    def _unfollow(self, node: Node, name: str) -> None:
+        descriptor = getattr(node, name)
+        if descriptor >= 0:
+            commit([(node, name, -1)])
+            if self.hierarchy is not None and self.hierarchy.inotify is not None:
+                self.hierarchy.inotify.remove_file(descriptor)
+
+    def _drop(self, node: Node) -> None:
+        """Forgets a node that nobody watches any more, and those above that were there for its sake."""
+        if node.watches:
+            return
+        self._unfollow(node, "descriptor")
+        self._unfollow(node, "populated")
+        commit([(node, "counters", None), (node, "accounted", None)])
+        for known in (self._settling, self._urgent, self._touched):
+            known.pop(node, None)
+        self._strangers.discard(node)
+        if node.children:
+            return
+        self._unfollow(node, "control")
+        inotify = self.hierarchy.inotify if self.hierarchy is not None else None
+        directory_id = node.place.directory_id
+        if inotify is not None and not any(tree.member(directory_id) for tree in self.trees):
+            inotify.unfollow(directory_id)
+        self.nodes.pop(directory_id, None)
+        parent, name = node.parent, os.path.basename(node.place.path)
+        if parent is not None:
+            if parent.children.get(name) is node:
+                del parent.children[name]
+            if not parent.children:
+                self._unfollow(parent, "control")
+                self._drop(parent)
+
+    def descriptors(self) -> list[int]:
+        """The watches have none of their own."""
+        return []
+
+    def forget(self, watch: Watch) -> None:
+        """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
+        self.by_key.pop(watch._key, None)
+        self.polled.pop(watch._key, None)
+        if watch._tree is None:
+            node = self.nodes.get(watch._place.directory_id)
+            if node is not None and watch in node.watches:
+                commit([(node, "watches", [one for one in node.watches if one is not watch])])
+                self._drop(node)
+
+    # -- the news
+
+    def hear(self, now: int) -> bool:
+        """Takes note of what the inotify instance has said; whether anybody is to be looked at."""
+        inotify = self.hierarchy.inotify if self.hierarchy is not None else None
+        if inotify is None:
+            return False
+        touched = inotify.touched
+        for owner in touched:
+            node = owner
+            assert isinstance(node, Node)
+            if node.children:
+                self._switched(node)
+            if node.counters is not None and not node.gone:
+                self._touch(node, now)
+        inotify.touched = []
+        return bool(touched)
+
+    def _touch(self, node: Node, now: int) -> None:
+        if node in self._settling and node.noisy:
+            self._touched.setdefault(node, now + _NOISE)
+        else:
+            self._urgent[node] = None
+            self._step = 0
+            if node.populated < 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
+                node.populated = self.hierarchy.inotify.add_file(f"{node.place.path}/cgroup.events", node)
+        self._settling[node] = now + self._settle
+        self._next = min(self._next or now, now)
+
+    def _switched(self, node: Node) -> None:
+        """Something may have been written to its cgroup.subtree_control."""
+        for child in node.children.values():
+            if child.watches and not child.gone:
+                self._urgent[child] = None
+        self._next = time.monotonic_ns()
+
+    def changed(self, changes: Iterable[Happened]) -> None:
+        """Takes note of what has happened to names in directories: who is known by one of them may be gone."""
+        for directory_id, name, _, _ in changes:
+            parent = self.nodes.get(directory_id)
+            child = None if parent is None else parent.children.get(name)
+            if child is not None and not child.gone:
+                self._urgent[child] = None
+
+    def missed(self, directory_ids: Iterable[int]) -> None:
+        """Takes note of directories in which somebody came and went unseen."""
+        self._strangers.update(node for one in directory_ids if (node := self.nodes.get(one)) is not None)
+
+    def overtaken(self) -> None:
+        """News were lost: everybody is to be looked at."""
+        self._urgent.update((node, None) for node in self.nodes.values() if node.watches)
+        self._strangers.update(node for node in self.nodes.values() if node.accounted is not None)
+
+    # -- looking
+
+    @property
+    def next_due(self) -> int:
+        """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
+        dues = [self._resting[0][0]] if self._resting else []
+        if self._settling or self._urgent or self._leaving or self._strangers:
+            dues.append(max(self._next, 1))
+        return min(dues, default=0)
+
+    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> bool:
+        """There are no eventfds; only the timer and the bell are read."""
+        commit([consumed])
+        return False
+
+    def due(self, now: int, drained: bool) -> None:
+        """Looks at whoever is to be looked at now."""
+        before = time.monotonic_ns()
+        while self._resting and self._resting[0][0] <= before:
+            self._read([node for node in self._resting[0][1] if node.watches], ())
+            self._resting.pop(0)
+        if self._urgent:
+            urgent = list(self._urgent)
+            self._read(urgent, ())
+            for node in urgent:
+                self._urgent.pop(node, None)
+        if self._settling and self._next <= before:
+            settled = [node for node, deadline in self._settling.items() if deadline <= before]
+            if len(self._settling) < CROWD or self._host_killed():
+                nodes = list(self._settling)
+            else:
+                nodes = settled + [node for node, at in self._touched.items() if at <= before]
+            self._again |= not self._read(list(dict.fromkeys(nodes)), frozenset(settled))
+            for node in nodes:
+                self._touched.pop(node, None)
+            after = time.monotonic_ns()
+            self._step += 1
+            self._next = after + max(GAPS[min(self._step, len(GAPS)) - 1], 4 * (after - before))
+
+    def _host_killed(self) -> bool:
+        """As V1Watches has it: a kill moves the host's counter before it moves the cgroup's."""
+        assert self.counter is not None  # opened with the hierarchy
+        host = self.counter.read()
+        moved, self._host = host != self._host, host
+        worth = moved or self._again
+        self._again = moved
+        return worth
+
+    def sweep(self, watches: list[Watch]) -> bool:
+        """Looks at watches out of turn and tells what is new; whether all of them could be read."""
+        ids = dict.fromkeys(watch._place.directory_id for watch in watches)
+        return self._read([node for one in ids if (node := self.nodes.get(one)) is not None], ())
+
+    def _read(self, nodes: Sequence[Node], settled: Collection[Node]) -> bool:
+        """Reads the counters, tells what is new; whether all could be read.
+
+        Args:
+            nodes: whose.
+            settled: those of them that need not be looked at again.
+        """
+        assert self.hierarchy is not None  # there are watches, so it was opened
+        nodes = [
+            node
+            for node in nodes
+            if node.watches and not node.gone and not self.hierarchy.is_root(node.place.directory_id)
+        ]
+        off = [node for node in nodes if node.counters is None]
+        if off:
+            self._attach(off)
+        nodes = [node for node in nodes if node.counters is not None and node not in self._leaving]
+        found = self.hierarchy.counters([node.place for node in nodes])
+        now = time.monotonic_ns()
+        time_ns = time.time_ns()
+        changes: list[Change] = []
+        events: list[Event] = []
+        entry = Entry(self._ledger)
+        leaving: list[Node] = []
+        done: list[Node] = []
+        complete = True
+        for node, counters in zip(nodes, found, strict=True):
+            error = -counters[0]
+            if error <= 0:
+                changes += self._advance(node, counters, time_ns, events, entry)
+                if node in settled:
+                    changes.append((node, "unresolved", 0))
+                    done.append(node)
+            elif error in GONE or error == OFF:
+                changes.append((node, "gone", error != OFF))
+                leaving.append(node)
+            else:
+                complete = False
+                changes += self._complaints.unreadable(error, events)
+        self._leaving.update((node, now) for node in leaving)
+        commit(changes + entry.changes() + self._outbox.put(events))
+        for node in done + leaving:
+            self._settling.pop(node, None)
+            self._unfollow(node, "populated")
+        return complete
+
+    def _advance(self, node: Node, counters: Counters, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
+        """What is new of a cgroup, for all of its watches."""
+        before = node.counters
+        assert before is not None  # it is watched, and its memory controller is on
+        if counters == before:
+            return []
+        kills, ooms = counters[0] - before[0], counters[1] - before[1]
+        entry.add(node, kills)
+        changes: list[Change] = [
+            (node, "counters", counters),
+            (node, "noisy", not (kills or ooms)),
+            (node, "unresolved", max(0, node.unresolved + ooms - kills)),
+        ]
+        for watch in node.watches:
+            changes += self._differences(watch, before, counters, time_ns, events)
+        return changes
+
+    @staticmethod
+    def _differences(
+        watch: Watch, before: Counters, counters: Counters, time_ns: int, events: list[Event]
+    ) -> list[Change]:
+        """What is new, for one watch."""
+        if watch.closed and watch._tree is not None:
+            return []  # nobody wants to be told, the tree's ledger alone has to know
+        kills, ooms, groups, maxes, highs = (now - then for now, then in zip(counters, before, strict=True))
+        changes: list[Change] = []
+        about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}
+        if highs and MemoryHigh in watch._also:
+            events.append(MemoryHigh(**about, count=highs))
+        if maxes and MemoryMax in watch._also:
+            events.append(MemoryMax(**about, count=maxes))
+        if ooms:
+            events.append(Oom(**about, count=ooms))
+            changes.append((watch, "ooms", watch.ooms + ooms))
+        if kills:
+            events.append(OomKill(**about, count=kills, group=groups > 0))
+            changes.append((watch, "kills", watch.kills + kills))
+        return changes
+
+    def _attach(self, nodes: list[Node]) -> None:
+        """Has a look whether the memory controller was switched on; its counters begin at 0 then."""
+        assert self.hierarchy is not None
+        registrations = Registrations(
+            self.hierarchy,
+            [node.place.path for node in nodes],
+            [node.place.directory_id for node in nodes],
+            inotify=self.hierarchy.inotify,
+        )
+        try:
+            changes = registrations.hand_over()
+            events: list[Event] = []
+            entry = Entry(self._ledger)
+            time_ns = time.time_ns()
+            for node, row in zip(nodes, registrations.all, strict=True):
+                if row.control_id and row.after[0] >= 0:
+                    if row.descriptor >= 0 and self.hierarchy.inotify is not None:
+                        self.hierarchy.inotify.own(row.descriptor, node)
+                    node.counters = NOTHING
+                    node.place.control_id = row.control_id
+                    node.descriptor = row.descriptor
+                    changes += self._advance(node, row.after, time_ns, events, entry)
+                    if not self._is_local and node.parent is not None and node.parent.accounted is not None:
+                        changes.append((node, "accounted", row.after[0]))
+                elif -row.descriptor in GONE and not row.is_off:
+                    node.gone = True
+                    self._leaving[node] = time.monotonic_ns()
+            commit(changes + entry.changes() + self._outbox.put(events))
+        except BaseException:
+            registrations.undo()
+            raise
+
+    # -- the end
+
+    def part(self) -> None:
+        """Tells of those that are gone, and of what was counted of them last."""
+        if not (self._leaving or self._strangers):
+            return
+        for _ in range(_STRIKES):
+            self._drain()
+            if self._urgent:
+                self._read(list(self._urgent), ())
+                self._urgent.clear()
+            groups: dict[Node | None, list[Node]] = {}
+            for node in self._leaving:
+                groups.setdefault(nearest(node), []).append(node)
+            for node in self._strangers:
+                groups.setdefault(node if node.accounted is not None and not node.gone else nearest(node), [])
+            gone = len(self._leaving)
+            assert self.hierarchy is not None
+            sums = {one: 0 if one is None else missing(self.hierarchy, one) for one in groups}
+            if not self._drain() and not self._urgent and None not in sums.values() and len(self._leaving) == gone:
+                for ancestor, group in groups.items():
+                    self._farewell(ancestor, group, sums[ancestor] or 0)
+                return
+            # Whoever could not be read is gone as well, perhaps.
+            for one in [one for one in sums if one is not None and sums[one] is None]:
+                self._urgent.update((node, None) for node in (one, *one.children.values()) if node.watches)
+        if min(self._leaving.values(), default=0) + self._settle < time.monotonic_ns():
+            # So much is going on that nobody can tell what is whose: it stays unresolved.
+            for ancestor, group in groups.items():
+                self._farewell(None if sums[ancestor] is None else ancestor, group, sums[ancestor] or 0)
+        else:
+            self._next = time.monotonic_ns() + GAPS[-1]
+
+    def _farewell(self, ancestor: Node | None, group: list[Node], kills: int) -> None:
+        """Tells the end of some that went from below one cgroup, with so many kills of which nobody was told yet."""
+        time_ns = time.time_ns()
+        changes: list[Change] = []
+        events: list[Event] = []
+        entry = Entry(self._ledger)
+        if kills > 0 and ancestor is not None:
+            entry.add(ancestor, kills)
+            candidates = suspects(group)
+            if len(candidates) == 1 and ancestor not in self._strangers:
+                for watch in candidates[0].watches:
+                    counters = candidates[0].counters
+                    assert counters is not None  # or it were no suspect
+                    changes += self._differences(watch, counters, (counters[0] + kills, *counters[1:]), time_ns, events)
+            else:
+                events.append(Unattributed(time_ns=time_ns, count=kills))
+        # A cgroup goes after those that were in it.
+        for node in sorted(group, key=lambda node: -node.place.path.count("/")):
+            if not node.gone:
+                changes += [(node, "counters", None), (node, "unresolved", 0), (node.place, "control_id", 0)]
+                continue
+            for watch in node.watches:
+                changes += self._removed(watch, node.unresolved if ancestor is None else 0, time_ns, events)
+        commit(changes + entry.changes() + self._outbox.put(events))
+        if ancestor is not None:
+            self._strangers.discard(ancestor)
+        else:
+            self._strangers.clear()
+        for node in group:
+            self._leaving.pop(node, None)
+            self._unfollow(node, "descriptor")
+            if node.gone:
+                self._strangers.discard(node)
+                for watch in list(node.watches):
+                    self.let_go(watch)
+                    self.forget(watch)
+            else:
+                node.accounted = None
