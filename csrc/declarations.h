@@ -161,7 +161,7 @@ struct memcg_attachment {
     uint64_t control_id;   /* st_ino of memory.events.local, its kernfs id; 0: the memory controller is off */
     struct memcg_counters before; /* read before the watch stood */
     struct memcg_counters after;  /* and after it, also where it could not be had */
-    int64_t subtree;       /* oom_kill of memory.events, read between the two, or -errno */
+    struct memcg_counters subtree; /* of memory.events, read between the two */
 };
 
 struct memcg_attachments {
@@ -183,6 +183,6 @@ void memcg_attach_many(uint64_t device, const uint64_t *ids, const char *paths, 
 void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
                       struct memcg_counters *counters);
 
-/* Reads oom_kill of memory.events in each directory: kills[i] >= 0, or -errno. */
+/* The same of memory.events, which counts what is and was below as well; the ids are those of the directories. */
 void memcg_subtree_many(int mount_fd, uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
-                        int64_t *kills);
+                        struct memcg_counters *counters);

@@ -44,17 +44,17 @@ static void read_counters(int control_fd, struct memcg_counters *counters)
     counters->high = count_of(text, "high");
 }
 
-/* oom_kill of memory.events: of the whole subtree, and what is gone of it. */
-static int64_t read_subtree(int directory_fd)
+/* What memory.events counts: of the whole subtree, what is gone of it included. */
+static void read_subtree(int directory_fd, struct memcg_counters *counters)
 {
-    char text[1024];
-    int rc, fd = openat(directory_fd, "memory.events", O_RDONLY | O_CLOEXEC);
+    int fd = openat(directory_fd, "memory.events", O_RDONLY | O_CLOEXEC);
 
-    if (fd < 0)
-        return -errno;
-    rc = read_text(fd, text, sizeof(text));
+    if (fd < 0) {
+        *counters = (struct memcg_counters){.oom_kill = -errno};
+        return;
+    }
+    read_counters(fd, counters);
     close(fd);
-    return rc < 0 ? rc : memcg_parse_counter(text, "oom_kill");
 }
 
 void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
@@ -72,14 +72,14 @@ void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids
 }
 
 void memcg_subtree_many(int mount_fd, uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
-                        int64_t *kills)
+                        struct memcg_counters *counters)
 {
     for (size_t i = 0; i < count; i++) {
         int fd = memcg_open_control(mount_fd, device, directory_ids[i], &paths, "");
 
-        kills[i] = fd;
+        counters[i] = (struct memcg_counters){.oom_kill = fd};
         if (fd >= 0) {
-            kills[i] = read_subtree(fd);
+            read_subtree(fd, &counters[i]);
             close(fd);
         }
     }
@@ -102,7 +102,7 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
 
     row->step = MEMCG_STEP_CGROUP;
     row->follower = -EBADF;
-    row->subtree = -ENODATA;
+    row->subtree.oom_kill = -ENODATA;
     directory_fd = memcg_open_control(id ? how->mount_fd : -1, device, id ? *id : 0, paths, "");
     if (directory_fd < 0)
         return directory_fd;
@@ -134,7 +134,7 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
         rc = (int)row->before.oom_kill;
         goto out;
     }
-    row->subtree = read_subtree(directory_fd);
+    read_subtree(directory_fd, &row->subtree);
     row->step = MEMCG_STEP_FOLLOW;
     rc = -EBADF;
     if (how->inotify_fd >= 0) {

@@ -1,4 +1,4 @@
-"""The ledger of v2: a removed cgroup's last kills are in the counter of the cgroup that it was in.
+"""The ledger of v2: a removed cgroup's last kills and OOMs are in the counters of the cgroup that it was in.
 
 memory.events sums the subtree, what is gone of it included, and the kernel counts there at the very moment of a kill
 (memcg_memory_event()). So what an ancestor counts beyond what was told of it, less what its live children count beyond
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """The kills that one commit tells: in the host's ledger, and in the accounts of all that the cgroups are in."""
+    """What one commit tells: in the host's ledger, and in the accounts of all that the cgroups are in."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._count = 0
-        self._accounted: dict[Node, int] = {}
+        self._kills = 0
+        self._accounted: dict[Node, tuple[int, int]] = {}
 
-    def add(self, node: Node, count: int, *, told: bool = True) -> None:
-        """So many kills of this cgroup are accounted for, told now or (not `told`) nobody's business."""
-        if told:
-            self._count += count
+    def add(self, node: Node, kills: int, ooms: int) -> None:
+        """So many of this cgroup are accounted for."""
+        if not (kills or ooms):
+            return
+        self._kills += kills
         for one in node.line():
-            if one.accounted is not None:
-                self._accounted[one] = self._accounted.get(one, one.accounted) + count
+            if (before := self._accounted.get(one, one.accounted)) is not None:
+                self._accounted[one] = (before[0] + kills, before[1] + ooms)
 
     def changes(self) -> list[Change]:
         """The changes by which they are."""
-        changes: list[Change] = [(node, "accounted", count) for node, count in self._accounted.items()]
-        return changes + (self._ledger.settle(self._count) if self._count else [])
+        changes: list[Change] = [(node, "accounted", counts) for node, counts in self._accounted.items()]
+        return changes + (self._ledger.settle(self._kills) if self._kills else [])
 
 
 def nearest(node: Node) -> Node | None:
@@ -44,28 +45,30 @@ def nearest(node: Node) -> Node | None:
     return next((one for one in node.line() if one is not node and not one.gone and one.accounted is not None), None)
 
 
-def missing(hierarchy: Hierarchy, ancestor: Node) -> int | None:
-    """How many kills of what went from below a cgroup, itself not counted, nobody was told of.
+def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
+    """How many kills and OOMs of what went from below a cgroup, itself not counted, nobody was told of.
 
     Returns:
-        The exact number, or None when it did not stand still meanwhile, or somebody has just gone.
+        The exact numbers, or None when they did not stand still meanwhile, or somebody has just gone.
     """
     before, *_ = hierarchy.subtrees([ancestor.place])
-    if before < 0 or ancestor.accounted is None:
+    if before[0] < 0 or ancestor.accounted is None:
         return None
-    count = before - ancestor.accounted
-    if not count:
-        return 0  # all siblings need not be read for that
+    if before[:2] == ancestor.accounted:
+        return 0, 0  # no need to read the siblings
     live = [node for node in ancestor.children.values() if node.counters is not None and not node.gone]
-    for node, kills in zip(live, hierarchy.subtrees([node.place for node in live]), strict=True):
-        if kills < 0 or node.accounted is None:
+    known = [ancestor.accounted]
+    for node, counters in zip(live, hierarchy.subtrees([node.place for node in live]), strict=True):
+        if counters[0] < 0 or node.accounted is None:
             return None
-        count -= kills - node.accounted
+        known.append((counters[0] - node.accounted[0], counters[1] - node.accounted[1]))
     own, *_ = hierarchy.counters([ancestor.place])
     after, *_ = hierarchy.subtrees([ancestor.place])
-    if own[0] < 0 or after != before or ancestor.counters is None:
+    if own[0] < 0 or after[:2] != before[:2] or ancestor.counters is None:
         return None
-    return count - (own[0] - ancestor.counters[0])
+    known.append((own[0] - ancestor.counters[0], own[1] - ancestor.counters[1]))
+    kills, ooms = (sum(counts) for counts in zip(*known, strict=True))
+    return before[0] - kills, before[1] - ooms
 
 
 def suspects(gone: Sequence[Node]) -> list[Node]:

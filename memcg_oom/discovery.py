@@ -180,10 +180,10 @@ class Discovery:
                 search.found,
                 search.registrations,
                 tree,
-                lambda watches, time_ns, events: (
+                told=lambda watches, time_ns, events: (
                     changes + self._tell(search, watches if created else [], time_ns, events)
                 ),
-                search.tree._also,
+                also=search.tree._also,
             )
 
     def _tell(self, search: Search, watches: list[Watch], time_ns: int, events: list[Event]) -> list[StateChange]:

@@ -171,20 +171,24 @@ class Created(CgroupEvent):
 
 
 class Unattributed(Event):
-    """The host killed tasks for want of memory that no cgroup's counter shows: theirs came and went unseen.
+    """Tasks were killed for want of memory that no cgroup's counter shows: theirs came and went unseen.
 
-    Told only by a tree that covers a whole hierarchy, from its root.
+    Told by a tree that covers a whole hierarchy, from its root; on v2 by any tree, of what the counter of a cgroup in
+    it says, when several that were in that one went in the same moment.
 
     Attributes:
-        count: how many, by oom_kill in /proc/vmstat.
+        count: how many, by oom_kill in /proc/vmstat, or in memory.events.
+        ooms: on v2, how many OOMs there were of which nobody can tell whose they are.
     """
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "ooms")
     count: int
+    ooms: int
 
-    def __init__(self, *, time_ns: int, count: int) -> None:
+    def __init__(self, *, time_ns: int, count: int, ooms: int = 0) -> None:
         _set(self, "time_ns", time_ns)
         _set(self, "count", count)
+        _set(self, "ooms", ooms)
 
 
 class Degraded(Event):

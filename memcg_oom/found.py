@@ -22,13 +22,21 @@ class Found:
         seen: the counters from which on something is told.
         now: the counters now; none where the memory controller is off.
         born: whether it was born under the watcher's eyes.
-        subtree: on v2 the kills in it and all below it, those that are gone included; negative: not known.
+        subtree: on v2 the counters of it and all below it, what is gone of that included; the first of them may be
+            -errno instead.
     """
 
     __slots__ = ("place", "descriptor", "seen", "now", "born", "subtree")
 
     def __init__(
-        self, place: Place, descriptor: int, seen: Counters, now: Counters, *, born: bool = False, subtree: int = -1
+        self,
+        place: Place,
+        descriptor: int,
+        seen: Counters,
+        now: Counters,
+        *,
+        born: bool = False,
+        subtree: Counters = (),
     ) -> None:
         self.place = place
         self.descriptor = descriptor

@@ -306,18 +306,18 @@ class Hierarchy:
         side_by_side([one.run for one in slices])
         return [counters for one in slices for counters in _COUNTERS.iter_unpack(one.found)]
 
-    def subtrees(self, places: Sequence[Place]) -> list[int]:
-        """Reads oom_kill of memory.events of each v2 cgroup: of all that is and was in it; or -errno."""
-        kills = array("q", bytes(8 * len(places)))
+    def subtrees(self, places: Sequence[Place]) -> list[Counters]:
+        """Reads what memory.events of each v2 cgroup counts: of all that is and was in it, itself included."""
+        found = bytearray(_COUNTERS.size * len(places))
         lib.memcg_subtree_many(
             self.id_fd,
             self.device,
             ffi.from_buffer("uint64_t[]", array("Q", [place.directory_id for place in places])),
             ffi.from_buffer(b"" if self.by_id else pack_paths([place.path for place in places])),
             len(places),
-            ffi.from_buffer("int64_t[]", kills),
+            ffi.from_buffer("struct memcg_counters[]", found),
         )
-        return kills.tolist()
+        return list(_COUNTERS.iter_unpack(found))
 
     def _sliced(self, kind: Callable[[Hierarchy, Sequence[Place]], _Kind], places: Sequence[Place]) -> list[_Kind]:
         """What one call each looks at; several for several processors where that pays."""

@@ -122,12 +122,9 @@ class Monitor:
             "settle": self._settle,
         }
         watches: V1Watches | V2Watches
-        if version == 1:
-            watches = V1Watches(linger=self._linger, **shared)
-        else:
-            watches = V2Watches(drain=lambda: discovery.drain(), **shared)
+        watches = V1Watches(linger=self._linger, **shared) if version == 1 else V2Watches(**shared)
         discovery = Discovery(self, watches, complaints)
-        watches.let_go = discovery.let_go
+        watches.let_go, watches.drain = discovery.let_go, discovery.drain
         audit = Audit(
             watches=watches,
             discovery=discovery,

@@ -23,9 +23,9 @@ class Node:
         descriptor: the inotify watch of its memory.events.local; negative: none.
         populated: that of its cgroup.events, while it settles; negative: none.
         control: that of its cgroup.subtree_control, while there are cgroups in it; negative: none.
-        since: from where on its kills are in the host's ledger: the lowest baseline of a watch.
-        accounted: how many of the kills that memory.events counts, here and below, were told or are nobody's business;
-            None: nobody keeps that account.
+        since: from where on its kills and OOMs were told: the lowest baseline of a watch.
+        accounted: how many of the kills and OOMs that memory.events counts, here and below, were told or are nobody's
+            business; None: nobody keeps that account.
         unresolved: OOMs of the present settle that no kill has answered.
         noisy: whether the last look found nothing but memory.max and memory.high at work.
         gone: whether a look found it removed.
@@ -54,8 +54,8 @@ class Node:
         self.watches: list[Watch] = []
         self.counters: Counters | None = None
         self.descriptor = self.populated = self.control = -1
-        self.since = 0
-        self.accounted: int | None = None
+        self.since = (0, 0)
+        self.accounted: tuple[int, int] | None = None
         self.unresolved = 0
         self.noisy = False
         self.gone = False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # struct memcg_registration and struct memcg_attachment, taken over whole; and what stands before rows of them.
 _ROW = struct.Struct("=iiiIQQqq")
-_V2_ROW = struct.Struct("=iiiIQQ11q")
+_V2_ROW = struct.Struct("=iiiIQQ15q")
 _HEAD = struct.Struct("=qiiq")
 
 _NO_LIMIT = 2**31 - 1  # no descriptor is above it
@@ -48,7 +48,7 @@ class Registration:
         control_id: that of its control file; 0 likewise, and where v2 has it not for want of the memory controller.
         before: its counters before it was registered.
         after: and after.
-        subtree: on v2 the kills in it and all below; negative: not known.
+        subtree: on v2 the counters of it and all below; the first of them may be -errno.
     """
 
     __slots__ = (
@@ -75,10 +75,10 @@ class Registration:
             self.control_id,
             *counters,
         ) = row
-        half = len(counters) // 2
-        self.before: Counters = tuple(counters[:half])
-        self.after: Counters = tuple(counters[half : 2 * half])
-        self.subtree = counters[-1] if len(counters) % 2 else -1
+        width = 1 if len(counters) == 2 else len(counters) // 3
+        self.before: Counters = tuple(counters[:width])
+        self.after: Counters = tuple(counters[width : 2 * width])
+        self.subtree: Counters = tuple(counters[2 * width :])
 
     def found(self, place: Place, *, born: bool = False) -> Found:
         """It is to be watched there, as one that was born under the watcher's eyes or as an old one."""

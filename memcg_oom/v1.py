@@ -71,6 +71,7 @@ class V1Watches(Watches):
         found: list[Found],
         registrations: Sequence[Registrations],
         tree: TreeWatch | None = None,
+        *,
         told: Callable[[list[Watch], int, list[Event]], list[Change]] = lambda _watches, _time_ns, _events: [],
         also: frozenset[type[Event]] = frozenset(),
     ) -> list[Watch]:

@@ -54,13 +54,11 @@ class V2Watches(Watches):
     As on v1 each method works out what is to change and then commits it.
 
     Args:
-        drain: reads what was not read of the news, and finds what is new; returns whether there was any.
         shared: as Watches.
     """
 
-    def __init__(self, *, drain: Callable[[], bool], **shared: Any) -> None:
+    def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
-        self._drain = drain
         self.nodes: dict[int, Node] = {}
         self._settling: dict[Node, int] = {}  # until when, in nanoseconds of CLOCK_MONOTONIC
         self._resting: list[tuple[int, list[Node]]] = []  # new ones, which are looked at once when they have settled
@@ -81,12 +79,18 @@ class V2Watches(Watches):
         found: list[Found],
         registrations: Sequence[Registrations],
         tree: TreeWatch | None = None,
+        *,
         told: Callable[[list[Watch], int, list[Event]], list[Change]] = lambda _watches, _time_ns, _events: [],
         also: frozenset[type[Event]] = frozenset(),
     ) -> list[Watch]:
-        """Watches cgroups, all or none; as V1Watches.watch().
+        """Watches cgroups, all or none.
 
         Args:
+            monitor: whose they are.
+            found: the cgroups.
+            registrations: that their inotify watches come from.
+            tree: that they become members of.
+            told: adds what else is to be told, before anything of theirs, and returns further changes.
             also: MemoryMax, MemoryHigh: whether to tell of these.
         """
         assert self.hierarchy is not None
@@ -105,7 +109,9 @@ class V2Watches(Watches):
             entry = Entry(self._ledger)
             members: dict[Node, list[Watch]] = {}
             for watch, node, one in zip(watches, nodes, found, strict=True):
-                changes += self._begin(node, watch, one, time_ns, events, entry, first=node not in members)
+                changes += self._begin(
+                    node, watch, one, time_ns=time_ns, events=events, entry=entry, first=node not in members
+                )
                 members.setdefault(node, list(node.watches)).append(watch)
             changes += [(node, "watches", there) for node, there in members.items()]
             self.by_key.update((watch._key, watch) for watch in watches)
@@ -145,7 +151,7 @@ class V2Watches(Watches):
                 one.descriptor = inotify.add_file(path, self.nodes[one.place.directory_id])
 
     def _begin(
-        self, node: Node, watch: Watch, one: Found, time_ns: int, events: list[Event], entry: Entry, *, first: bool
+        self, node: Node, watch: Watch, one: Found, *, time_ns: int, events: list[Event], entry: Entry, first: bool
     ) -> list[Change]:
         """One more watch for a cgroup."""
         if not one.now:
@@ -153,18 +159,22 @@ class V2Watches(Watches):
         changes: list[Change] = []
         kills = one.now[0]
         if node.counters is None and first:
-            changes += [(node, "counters", one.now), (node, "since", one.seen[0]), (node, "descriptor", one.descriptor)]
+            changes += [
+                (node, "counters", one.now),
+                (node, "since", one.seen[:2]),
+                (node, "descriptor", one.descriptor),
+            ]
             if one.descriptor >= 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
                 self.hierarchy.inotify.own(one.descriptor, node)
-            entry.add(node, kills - one.seen[0])
+            entry.add(node, kills - one.seen[0], one.now[1] - one.seen[1])
         elif node.counters is not None:
             if first:
                 changes += self._advance(node, max(one.now, node.counters), time_ns, events, entry)
-            if one.seen[0] < node.since:
-                entry.add(node, node.since - one.seen[0])
-                changes.append((node, "since", one.seen[0]))
+            if one.seen[:2] < node.since:
+                entry.add(node, node.since[0] - one.seen[0], node.since[1] - one.seen[1])
+                changes.append((node, "since", one.seen[:2]))
         if one.born and node.accounted is None and not self._is_local:
-            changes.append((node, "accounted", kills))
+            changes.append((node, "accounted", one.now[:2]))
         return changes + self._differences(watch, one.seen, one.now, time_ns, events)
 
     def _open_accounts(self, found: list[Found]) -> None:
@@ -175,19 +185,19 @@ class V2Watches(Watches):
         """
         assert self.hierarchy is not None
         opening = {
-            node: one.subtree
+            node: one.subtree[:2]
             for one in found
             if one.now and (node := self.nodes[one.place.directory_id]).accounted is None and node.counters is not None
         }
         for _ in range(_STRIKES):
             nodes = list(opening)
             changes: list[Change] = []
-            for node, kills in zip(nodes, self.hierarchy.subtrees([node.place for node in nodes]), strict=True):
-                if kills == opening[node]:
-                    changes.append((node, "accounted", kills))
+            for node, counters in zip(nodes, self.hierarchy.subtrees([node.place for node in nodes]), strict=True):
+                if counters[:2] == opening[node]:
+                    changes.append((node, "accounted", counters[:2]))
                     del opening[node]
-                elif kills >= 0:
-                    opening[node] = kills
+                elif counters[0] >= 0:
+                    opening[node] = counters[:2]
                 else:
                     del opening[node]  # it is just going
             commit(changes)
@@ -478,7 +488,7 @@ class V2Watches(Watches):
         if counters == before:
             return []
         kills, ooms = counters[0] - before[0], counters[1] - before[1]
-        entry.add(node, kills)
+        entry.add(node, kills, ooms)
         changes: list[Change] = [
             (node, "counters", counters),
             (node, "noisy", not (kills or ooms)),
@@ -533,7 +543,7 @@ class V2Watches(Watches):
                     node.descriptor = row.descriptor
                     changes += self._advance(node, row.after, time_ns, events, entry)
                     if not self._is_local and node.parent is not None and node.parent.accounted is not None:
-                        changes.append((node, "accounted", row.after[0]))
+                        changes.append((node, "accounted", row.after[:2]))
                 elif -row.descriptor in GONE and not row.is_off:
                     node.gone = True
                     self._leaving[node] = time.monotonic_ns()
@@ -549,7 +559,7 @@ class V2Watches(Watches):
         if not (self._leaving or self._strangers):
             return
         for _ in range(_STRIKES):
-            self._drain()
+            self.drain()
             if self._urgent:
                 self._read(list(self._urgent), ())
                 self._urgent.clear()
@@ -560,10 +570,10 @@ class V2Watches(Watches):
                 groups.setdefault(node if node.accounted is not None and not node.gone else nearest(node), [])
             gone = len(self._leaving)
             assert self.hierarchy is not None
-            sums = {one: 0 if one is None else missing(self.hierarchy, one) for one in groups}
-            if not self._drain() and not self._urgent and None not in sums.values() and len(self._leaving) == gone:
+            sums = {one: (0, 0) if one is None else missing(self.hierarchy, one) for one in groups}
+            if not self.drain() and not self._urgent and None not in sums.values() and len(self._leaving) == gone:
                 for ancestor, group in groups.items():
-                    self._farewell(ancestor, group, sums[ancestor] or 0)
+                    self._farewell(ancestor, group, *(sums[ancestor] or (0, 0)))
                 return
             # Whoever could not be read is gone as well, perhaps.
             for one in [one for one in sums if one is not None and sums[one] is None]:
@@ -571,26 +581,28 @@ class V2Watches(Watches):
         if min(self._leaving.values(), default=0) + self._settle < time.monotonic_ns():
             # So much is going on that nobody can tell what is whose: it stays unresolved.
             for ancestor, group in groups.items():
-                self._farewell(None if sums[ancestor] is None else ancestor, group, sums[ancestor] or 0)
+                self._farewell(None if sums[ancestor] is None else ancestor, group, *(sums[ancestor] or (0, 0)))
         else:
             self._next = time.monotonic_ns() + GAPS[-1]
 
-    def _farewell(self, ancestor: Node | None, group: list[Node], kills: int) -> None:
-        """Tells the end of some that went from below one cgroup, with so many kills of which nobody was told yet."""
+    def _farewell(self, ancestor: Node | None, group: list[Node], kills: int, ooms: int) -> None:
+        """Tells the end of some that went from below one cgroup, with what of theirs nobody was told of yet."""
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
         entry = Entry(self._ledger)
-        if kills > 0 and ancestor is not None:
-            entry.add(ancestor, kills)
-            candidates = suspects(group)
-            if len(candidates) == 1 and ancestor not in self._strangers:
-                for watch in candidates[0].watches:
-                    counters = candidates[0].counters
-                    assert counters is not None  # or it were no suspect
-                    changes += self._differences(watch, counters, (counters[0] + kills, *counters[1:]), time_ns, events)
-            else:
-                events.append(Unattributed(time_ns=time_ns, count=kills))
+        if (kills or ooms) and ancestor is not None:
+            entry.add(ancestor, kills, ooms)
+            strangers = ancestor in self._strangers
+            for counts, whose in (
+                ((0, ooms), [node for node in group if node.counters]),
+                ((kills, 0), suspects(group)),
+            ):
+                if any(counts):
+                    if len(whose) == 1 and not strangers:
+                        changes += self._last(whose[0], *counts, time_ns, events)
+                    else:
+                        events.append(Unattributed(time_ns=time_ns, count=counts[0], ooms=counts[1]))
         # A cgroup goes after those that were in it.
         for node in sorted(group, key=lambda node: -node.place.path.count("/")):
             if not node.gone:
@@ -605,11 +617,24 @@ class V2Watches(Watches):
             self._strangers.clear()
         for node in group:
             self._leaving.pop(node, None)
-            self._unfollow(node, "descriptor")
-            if node.gone:
-                self._strangers.discard(node)
-                for watch in list(node.watches):
-                    self.let_go(watch)
-                    self.forget(watch)
-            else:
-                node.accounted = None
+            self._let_go(node)
+
+    def _last(self, node: Node, kills: int, ooms: int, time_ns: int, events: list[Event]) -> list[Change]:
+        """What only the counters above know of a cgroup that is gone."""
+        counters = node.counters
+        assert counters is not None  # or it could not have counted any
+        found = (counters[0] + kills, counters[1] + ooms, *counters[2:])
+        return [
+            change for watch in node.watches for change in self._differences(watch, counters, found, time_ns, events)
+        ]
+
+    def _let_go(self, node: Node) -> None:
+        """After its end was told, or that of its counters."""
+        self._unfollow(node, "descriptor")
+        if not node.gone:
+            node.accounted = None
+            return
+        self._strangers.discard(node)
+        for watch in list(node.watches):
+            self.let_go(watch)
+            self.forget(watch)

@@ -60,7 +60,9 @@ class Watches:
         self.polled: dict[int, Watch] = {}
         # The tree whose members the ledger goes by: it covers the hierarchy, so that every kill is its business.
         self.covering: TreeWatch | None = None
-        self.let_go: Callable[[Watch], None] = lambda _watch: None  # called for each before its end, see discovery.py
+        # Of discovery.py: what is called for each before its end, and to hear of everything that there is to hear.
+        self.let_go: Callable[[Watch], None] = lambda _watch: None
+        self.drain: Callable[[], bool] = lambda: False
         self.trees: list[TreeWatch] = []
         self._serial = 0
         self._epoll = epoll

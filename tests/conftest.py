@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 # What the tests share is imported as tests.support, from wherever this folder was copied to.
 sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(HERE)]
 
+from tests.support import control_memory, is_v2, make  # noqa: E402 - see above
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -88,7 +90,7 @@ def _why_not_real() -> str:
     """Why the real ring cannot run here; empty where it can."""
     mount = memory_mount()
     if mount is None:
-        return "no cgroup v1 memory hierarchy is mounted"
+        return "no memory cgroup hierarchy is mounted"
     if os.geteuid() != 0:
         return "making memory cgroups needs root"
     if mount.read_only or not os.access(mount.point, os.W_OK):
@@ -104,17 +106,28 @@ def playground() -> Iterator[Path]:
         pytest.skip(why_not)
     mount = memory_mount()
     assert mount is not None
-    path = Path(mount.point) / f"memcg_oom_test_{os.getpid()}"
-    path.mkdir()
+    path = make(Path(mount.point) / f"memcg_oom_test_{os.getpid()}")
     yield path
     remove_tree(path)
 
 
 @pytest.fixture
 def memcg(playground: Path) -> Iterator[Path]:
-    """A new memory cgroup, removed afterwards with all that is in it."""
-    path = playground / uuid.uuid4().hex[:12]
-    path.mkdir()
+    """A new memory cgroup of version 1, removed afterwards with all that is in it."""
+    if is_v2(playground):
+        pytest.skip("the memory controller of this host is on cgroup v2")
+    path = make(playground / uuid.uuid4().hex[:12])
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def memcg2(playground: Path) -> Iterator[Path]:
+    """The same of version 2."""
+    if not is_v2(playground):
+        pytest.skip("the memory controller of this host is on cgroup v1")
+    path = make(playground / uuid.uuid4().hex[:12])
+    control_memory(path)
     yield path
     remove_tree(path)
 

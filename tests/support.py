@@ -22,8 +22,21 @@ QUIET = 1.0  # seconds of silence after which nothing more is expected: twice th
 SWAP = Path("/proc/swaps")
 
 
+def is_v2(path: Path) -> bool:
+    """Whether a cgroup, or one to be made, is one of version 2."""
+    return (path.parent / "cgroup.subtree_control").exists()
+
+
 def make(path: Path, limit: str | None = None) -> Path:
     """A new cgroup, with a limit that no swap softens."""
+    if is_v2(path):
+        control_memory(path.parent)
+        path.mkdir()
+        if limit is not None:
+            put(path / "memory.max", limit)
+            if (path / "memory.swap.max").exists():
+                put(path / "memory.swap.max", "0")
+        return path
     path.mkdir()
     if limit is not None:
         put(path / "memory.limit_in_bytes", limit)
@@ -47,8 +60,21 @@ def control(cgroup: Path, key: str) -> int:
     return int(dict(lines)[key])
 
 
+def control_memory(parent: Path) -> None:
+    """Has the cgroups in a v2 cgroup controlled for their memory."""
+    if "memory" not in (parent / "cgroup.subtree_control").read_text().split():
+        put(parent / "cgroup.subtree_control", "+memory")
+
+
+def event_count(cgroup: Path, key: str, *, below: bool = False) -> int:
+    """One counter of a v2 cgroup, with those below it or without; 0 where this kernel has it not."""
+    file = cgroup / ("memory.events" if below else "memory.events.local")
+    lines = (line.split() for line in file.read_text().splitlines())
+    return int(dict(lines).get(key, 0))
+
+
 def kills_of(cgroup: Path) -> int:
-    return control(cgroup, "oom_kill")
+    return event_count(cgroup, "oom_kill") if is_v2(cgroup) else control(cgroup, "oom_kill")
 
 
 def start_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1, adjust: int | None = None) -> int:

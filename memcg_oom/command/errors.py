@@ -16,7 +16,7 @@ class Unavailable(Exception):
 
 
 def required_mount() -> Mount:
-    """Where the v1 memory hierarchy is mounted.
+    """Where the memory hierarchy is mounted.
 
     Raises:
         Unavailable: nowhere.
@@ -24,7 +24,7 @@ def required_mount() -> Mount:
     mount = memory_mount()
     if mount is None:
         raise Unavailable(
-            "no cgroup v1 memory hierarchy is mounted here, and this release works with no other "
+            "no hierarchy with the memory controller is mounted here, neither cgroup v1 nor v2 "
             "(memcg-oom check says more)"
         )
     return mount

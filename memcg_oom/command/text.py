@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from memcg_oom.events import CgroupEvent, Degraded, Oom, OomKill, Removed, Unattributed
+from memcg_oom.events import CgroupEvent, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Removed, Unattributed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,15 +20,23 @@ EVENTS = {
     "created": "2",
     "oom": "33",
     "oom_kill": "1;31",
+    "memory_max": "2",
+    "memory_high": "2",
     "removed": "2",
     "unattributed": "1;31",
     "degraded": "35",
 }
+_COUNTED = (Oom, OomKill, MemoryMax, MemoryHigh, Unattributed)
 
 
 def kind(event: Event) -> str:
     """Its name in lines and objects: OomKill is "oom_kill"."""
-    name = type(event).__name__
+    return kind_name(type(event))
+
+
+def kind_name(event_type: type[Event]) -> str:
+    """The same of a class."""
+    name = event_type.__name__
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
@@ -46,16 +54,19 @@ def line(event: Event) -> str:
     """The event as a line of aligned columns: local time, event, count, and then what is of no fixed width."""
     seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{nanoseconds // 1_000_000:03d}"
-    count = str(event.count) if isinstance(event, (Oom, OomKill, Unattributed)) else ""
+    count = str(event.count) if isinstance(event, _COUNTED) else ""
     columns = f"{moment}  {kind(event):<12}  {count:>5}  "
     if isinstance(event, Unattributed):
-        return f"{columns}OOM kills on the host, in cgroups that came and went unseen"
+        ooms = f", and {event.ooms} OOMs" if event.ooms else ""
+        return f"{columns}OOM kills{ooms} in cgroups that came and went unseen, or together"
     if isinstance(event, Degraded):
         return f"{columns}{event.what}; the cost: {event.cost}; the remedy: {event.remedy}"
     assert isinstance(event, CgroupEvent)  # the only other branch of the family
     remark = ""
     if isinstance(event, Oom) and event.late:
         remark = "  (told late by the kernel)"
+    if isinstance(event, OomKill) and event.group:
+        remark = "  (the whole group)"
     if isinstance(event, Removed) and event.unresolved:
         remark = f"  (outcome unknown of {event.unresolved} OOM{'s' if event.unresolved > 1 else ''})"
     return f"{columns}{event.cgroup}{remark}"

@@ -8,8 +8,8 @@ import time
 
 from memcg_oom.command.errors import required_mount
 from memcg_oom.command.signals import Signals
-from memcg_oom.command.text import Printer, kind, line
-from memcg_oom.events import CgroupEvent, Created, Degraded, Oom, OomKill, Unattributed
+from memcg_oom.command.text import Printer, kind, kind_name, line
+from memcg_oom.events import CgroupEvent, Created, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
 from memcg_oom.monitor import Monitor
 from memcg_oom.mounts import is_below
 from memcg_oom.paths import absolute
@@ -70,6 +70,11 @@ class Filter:
         """Whether the cgroup of an event is wanted; one without a cgroup always is."""
         return not isinstance(event, CgroupEvent) or self.cgroup(event.cgroup)
 
+    @property
+    def also(self) -> list[type[Event]]:
+        """What has to be asked for, and was."""
+        return [one for one in (MemoryMax, MemoryHigh) if self._kinds is not None and kind_name(one) in self._kinds]
+
     def printed(self, event: Event) -> bool:
         """Whether it is of a kind that is wanted."""
         return self._kinds is None or kind(event) in self._kinds
@@ -85,7 +90,7 @@ def watch(
     _allow_all_fds()
     printer = Printer(as_json)
     with Signals() as signals, Monitor() as monitor:
-        followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree)
+        followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree, wanted.also)
         watches = monitor.watches
         summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
         try:
@@ -95,14 +100,14 @@ def watch(
             _say(summary.text())
 
 
-def _begin(monitor: Monitor, cgroups: list[str], tree: bool) -> str:
+def _begin(monitor: Monitor, cgroups: list[str], tree: bool, also: list[type[Event]]) -> str:
     """Begins to watch; returns how."""
     if not tree:
-        monitor.watch_many(dict.fromkeys(cgroups))
+        monitor.watch_many(dict.fromkeys(cgroups), also=also)
         return ""
     # One that lies in another is watched with it, and would be told of twice.
     trees = [
-        monitor.watch_tree(cgroup)
+        monitor.watch_tree(cgroup, also=also)
         for cgroup in dict.fromkeys(cgroups)
         if not any(other != cgroup and is_below(cgroup, other) for other in cgroups)
     ]

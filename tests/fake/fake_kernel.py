@@ -26,9 +26,16 @@ import memcg_oom.v1
 import memcg_oom.watches
 from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
 from memcg_oom._native import lib
+from memcg_oom.v1 import V1Watches
 from tests.support import PATIENCE
 
 AGES = 10_000.0  # seconds: a period whose end no test lives to see
+
+
+def v1(monitor: Monitor) -> V1Watches:
+    """What does the work."""
+    assert isinstance(monitor._watches, V1Watches)
+    return monitor._watches
 
 
 class FakeKernel:

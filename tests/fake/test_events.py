@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from memcg_oom import CgroupEvent, Degraded, Event, Monitor, Oom, OomKill, Removed, Watch
+from memcg_oom import (
+    CgroupEvent,
+    Degraded,
+    Event,
+    MemoryHigh,
+    MemoryMax,
+    Monitor,
+    Oom,
+    OomKill,
+    Removed,
+    Unattributed,
+    Watch,
+)
 from memcg_oom.commit import Outbox, commit
 from tests.fake.fake_kernel import AGES, FakeKernel
 
@@ -16,6 +28,8 @@ VALUES: dict[str, object] = {
     "time_ns": 12,
     "cgroup": "/a",
     "count": 3,
+    "group": True,
+    "ooms": 5,
     "late": True,
     "unresolved": 4,
     "what": "w",
@@ -26,8 +40,11 @@ FIELDS: dict[type[Event], tuple[str, ...]] = {
     Event: ("time_ns",),
     CgroupEvent: ("time_ns", "cgroup", "watch"),
     Oom: ("time_ns", "cgroup", "watch", "count", "late"),
-    OomKill: ("time_ns", "cgroup", "watch", "count"),
+    OomKill: ("time_ns", "cgroup", "watch", "count", "group"),
+    MemoryMax: ("time_ns", "cgroup", "watch", "count"),
+    MemoryHigh: ("time_ns", "cgroup", "watch", "count"),
     Removed: ("time_ns", "cgroup", "watch", "unresolved"),
+    Unattributed: ("time_ns", "count", "ooms"),
     Degraded: ("time_ns", "what", "cost", "remedy"),
 }
 ALL = pytest.mark.parametrize("kind", list(FIELDS), ids=lambda kind: str(kind.__name__))
@@ -55,6 +72,7 @@ def test_fields(kind: type[Event], watches: tuple[Watch, Watch]) -> None:
 
 def test_defaults(watches: tuple[Watch, Watch]) -> None:
     assert Oom(time_ns=1, cgroup="/a", watch=watches[0], count=1).late is False
+    assert OomKill(time_ns=1, cgroup="/a", watch=watches[0], count=1).group is False
     assert Removed(time_ns=1, cgroup="/a", watch=watches[0]).unresolved == 0
 
 
@@ -78,7 +96,7 @@ def test_keywords_only_and_all_of_them(kind: type[Event], watches: tuple[Watch, 
         make(*given.values())
     with pytest.raises(TypeError):
         make(**given, surplus=1)
-    for name in given.keys() - {"late", "unresolved"}:
+    for name in given.keys() - {"late", "unresolved", "group", "ooms"}:
         with pytest.raises(TypeError, match=name):
             make(**{key: value for key, value in given.items() if key != name})
 

@@ -21,6 +21,7 @@ from tests.fake.fake_kernel import (
     take,
     take_until_settled,
     take_while,
+    v1,
 )
 from tests.support import PATIENCE, Ledger, readable
 
@@ -92,9 +93,9 @@ def test_signal_and_kill_at_the_first_look(kernel: FakeKernel, period: float) ->
         cgroup.kill()
         events = monitor.wait(PATIENCE)
         assert brief(events) == [("Oom", 1), ("OomKill", 1)]
-        assert [(type(event), event.watch, event.cgroup) for event in events if isinstance(event, Oom | OomKill)] == [
-            (Oom, watch, str(cgroup.path)),
-            (OomKill, watch, str(cgroup.path)),
+        assert [(event.watch, event.cgroup) for event in events if isinstance(event, Oom | OomKill)] == [
+            (watch, str(cgroup.path)),
+            (watch, str(cgroup.path)),
         ]
         assert take_until_settled(monitor, watch) == []
 
@@ -204,7 +205,7 @@ def test_signals_in_pieces_while_lingering(kernel: FakeKernel) -> None:
         assert monitor.wait(0) == []  # one signal and the cgroup is gone: was it an OOM's?
         cgroup.oom_before_removal(2)
         assert monitor.wait(0) == []
-        monitor._watches._linger = 0
+        v1(monitor)._linger = 0
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 3), ("Removed", 3)]
 
@@ -215,10 +216,10 @@ def test_signals_while_lingering_prolong_it(kernel: FakeKernel) -> None:
         monitor.watch(cgroup.path)
         cgroup.rmdir()
         cgroup.oom_before_removal(1)
-        monitor._watches._linger = int(AGES * 1e9)
+        v1(monitor)._linger = int(AGES * 1e9)
         assert monitor.wait(0) == []
         assert monitor.wait(0.1) == []
-        monitor._watches._linger = 0
+        v1(monitor)._linger = 0
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 1), ("Removed", 1)]
 
@@ -280,7 +281,7 @@ def test_gone_at_a_look_before_any_signal(kernel: FakeKernel) -> None:
         assert brief(monitor.wait(0)) == [("Oom", 1)]
         cgroup.rmdir()
         assert take_while(monitor, lambda: not watch._gone) == []
-        monitor._watches._linger = 0
+        v1(monitor)._linger = 0
         cgroup.oom_before_removal(2)
         cgroup.removal_signal()
         assert brief(take(monitor, 2)) == [("Oom", 2), ("Removed", 3)]
@@ -464,11 +465,11 @@ def test_a_watch_closed_over_a_removal(kernel: FakeKernel, when: str) -> None:
             assert monitor.wait(0) == []
             assert watch._gone
         if when == "removed":
-            monitor._watches._linger = 0
+            v1(monitor)._linger = 0
             cgroup.removal_signal()
             assert brief(take(monitor, 2)) == [("Oom", 2), ("Removed", 2)]
         watch.close()
-        monitor._watches._linger = 0
+        v1(monitor)._linger = 0
         cgroup.removal_signal()
         other.oom()
         assert brief(monitor.wait(PATIENCE), second) == [("Oom", 1)]

@@ -15,7 +15,7 @@ import memcg_oom.monitor
 from memcg_oom import CgroupEvent, Created, Event, Monitor, Oom, OomKill, Removed, TreeWatch
 from memcg_oom._native import lib
 from memcg_oom.watches import CROWD
-from tests.fake.fake_kernel import AGES, FakeCgroup, FakeKernel, brief, replace_in_lib, take, take_while
+from tests.fake.fake_kernel import AGES, FakeCgroup, FakeKernel, brief, replace_in_lib, take, take_while, v1
 from tests.support import Ledger, readable
 
 
@@ -504,7 +504,7 @@ class Looks:
 
 def steps(monitor: Monitor) -> int:
     """How often the round of the last signals was due."""
-    return max((round_.step or 0 for _, _, round_ in monitor._watches._agenda._heap), default=0)
+    return max((round_.step or 0 for _, _, round_ in v1(monitor)._agenda._heap), default=0)
 
 
 @pytest.mark.parametrize("size", [CROWD - 1, CROWD])
