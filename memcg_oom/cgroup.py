@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from memcg_oom.errors import UnsupportedError
+from memcg_oom.errors import NotACgroupError, UnsupportedError, off_error
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 # Seconds that killed processes may take to exit; those that hold much memory take a while.
 _EXIT = 10.0
+
+# What v1 and v2 call the same thing.
+_FILES = {
+    "usage": ("memory.usage_in_bytes", "memory.current"),
+    "peak": ("memory.max_usage_in_bytes", "memory.peak"),
+    "limit": ("memory.limit_in_bytes", "memory.max"),
+}
 
 # PAGE_COUNTER_MAX in bytes, or what rounding leaves of it, is how v1 writes "no limit"; no real limit comes near it.
 _UNLIMITED = 2**62
@@ -58,11 +65,11 @@ class Cgroup:
 
     Raises:
         ValueError: an empty path, or one with a NUL.
-        NotACgroupError: outside any mounted v1 memory hierarchy.
-        UnsupportedError: in a cgroup v2 hierarchy.
+        NotACgroupError: outside any mounted hierarchy with the memory controller.
 
     Every property and method raises OSError for what the kernel refuses: FileNotFoundError once the cgroup is gone,
-    PermissionError, NotADirectoryError for a file.
+    PermissionError, NotADirectoryError for a file; NotACgroupError for what a v2 cgroup has not because the memory
+    controller is off there, UnsupportedError for what this version, this kernel or the root cgroup has not.
     """
 
     __slots__ = ("path", "version", "_mount_point")
@@ -70,8 +77,6 @@ class Cgroup:
     def __init__(self, path: StrPath) -> None:
         self.path = absolute(path)
         mount = mount_of(self.path, _device(self.path))
-        if mount.version == 2:
-            raise UnsupportedError(errno.EOPNOTSUPP, "a cgroup of version 2; this release knows version 1", self.path)
         self.version = mount.version
         self._mount_point = mount.point
 
@@ -83,7 +88,7 @@ class Cgroup:
 
         Raises:
             ProcessLookupError: there is no such process.
-            UnsupportedError: no v1 memory hierarchy is mounted.
+            UnsupportedError: no memory hierarchy is mounted.
             NotACgroupError: its cgroup is outside what is mounted here.
         """
         return cls(memory_cgroup_of(pid))
@@ -92,12 +97,48 @@ class Cgroup:
     def create(cls, path: StrPath) -> Self:
         """Makes a new cgroup, with mkdir(2); its parent must exist.
 
+        On v2 the memory controller is switched on for the children of the parent, where it is not on yet (+memory in
+        its cgroup.subtree_control). It stays on when the cgroup is removed.
+
         Raises:
             FileExistsError, PermissionError, FileNotFoundError: as os.mkdir().
+            OSError: on v2, EBUSY: there are processes in the parent itself (the no-internal-process rule).
+            NotACgroupError: on v2, the memory controller is off in the parent itself. Then no cgroup is left behind.
         """
         cgroup = cls(path)
         os.mkdir(cgroup.path)
+        if cgroup.version == 2:
+            try:
+                cgroup._switch_on()
+            except BaseException:
+                os.rmdir(cgroup.path)
+                raise
         return cgroup
+
+    def _switch_on(self) -> None:
+        above = os.path.dirname(self.path)
+        with open(os.path.join(self.path, "cgroup.controllers"), "rb") as file:
+            if b"memory" in file.read().split():
+                return
+        with open(os.path.join(above, "cgroup.controllers"), "rb") as file:
+            if b"memory" not in file.read().split():
+                raise NotACgroupError(
+                    errno.EINVAL,
+                    "the memory controller is off there, and so for what is made in it; write +memory to "
+                    f"cgroup.subtree_control of {os.path.dirname(above)}",
+                    above,
+                )
+        switch = os.path.join(above, "cgroup.subtree_control")
+        try:
+            _write(switch, "+memory")
+        except OSError as error:
+            advice = {
+                errno.EBUSY: "there are processes in the cgroup itself, so that its children cannot be controlled (the "
+                "no-internal-process rule); move them into a child",
+                errno.EACCES: "switching the memory controller on needs write permission; run as root, or in a "
+                "delegated cgroup",
+            }.get(error.errno or 0, error.strerror or "")
+            raise OSError(error.errno, f"{advice}, writing '+memory'", switch) from None
 
     def remove(self) -> None:
         """Removes it, with rmdir(2).
@@ -124,38 +165,90 @@ class Cgroup:
         return [Cgroup(os.path.join(self.path, name)) for name in names]
 
     def exists(self) -> bool:
-        """Whether there is a memory cgroup at the path now."""
-        return os.path.exists(self._file("memory.oom_control"))
+        """Whether there is a cgroup at the path now; on v2 its memory controller may be off."""
+        return os.path.exists(self._file("memory.oom_control" if self.version == 1 else "cgroup.procs"))
 
     @property
     def usage(self) -> int:
-        """Memory in use, in bytes (memory.usage_in_bytes)."""
-        return int(self._read("memory.usage_in_bytes"))
+        """Memory in use, in bytes (v1: memory.usage_in_bytes, v2: memory.current)."""
+        return int(self._read(self._named("usage")))
 
     @property
     def peak(self) -> int:
-        """The most that was in use so far, in bytes (memory.max_usage_in_bytes)."""
-        return int(self._read("memory.max_usage_in_bytes"))
+        """The most that was in use so far, in bytes (v1: memory.max_usage_in_bytes, v2: memory.peak, from 5.19 on)."""
+        return int(self._read(self._named("peak")))
 
     @property
     def limit(self) -> int | None:
-        """The limit in bytes (memory.limit_in_bytes), or None for no limit.
+        """The limit in bytes (v1: memory.limit_in_bytes, v2: memory.max), or None for no limit.
 
-        Setting it rounds down to pages, as the kernel does. OSError: EBUSY when the usage cannot be brought below it,
-        EINVAL when it is above the limit with swap (memory.memsw.limit_in_bytes), or on the root.
+        Setting it rounds down to pages, as the kernel does. OSError: on v1 EBUSY when the usage cannot be brought below
+        it, EINVAL when it is above the limit with swap (memory.memsw.limit_in_bytes), or on the root. v2 kills instead
+        when the usage cannot be brought below it.
         """
-        limit = int(self._read("memory.limit_in_bytes"))
-        return None if limit >= _UNLIMITED else limit
+        return self._get_limit(self._named("limit"))
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
+        self._set_limit(self._named("limit"), limit)
+
+    @property
+    def high(self) -> int | None:
+        """v2: from how many bytes on its tasks are slowed down and reclaimed from (memory.high); None: never."""
+        self._only(2, "memory.high", "memory.soft_limit_in_bytes is the nearest thing")
+        return self._get_limit("memory.high")
+
+    @high.setter
+    def high(self, high: int | None) -> None:
+        self._only(2, "memory.high", "memory.soft_limit_in_bytes is the nearest thing")
+        self._set_limit("memory.high", high)
+
+    @property
+    def oom_group(self) -> bool:
+        """v2: whether an OOM kills all of its tasks and of those below, not just one (memory.oom.group)."""
+        self._only(2, "memory.oom.group", "a watcher can kill() the rest")
+        return self._read("memory.oom.group") == "1\n"
+
+    @oom_group.setter
+    def oom_group(self, group: bool) -> None:
+        self._only(2, "memory.oom.group", "a watcher can kill() the rest")
+        self._write("memory.oom.group", str(int(group)))
+
+    def events(self, *, local: bool = True) -> dict[str, int]:
+        """v2: the kernel's counters, by the kernel's names: low, high, max, oom, oom_kill, oom_group_kill (5.17), ...
+
+        Args:
+            local: of this cgroup alone (memory.events.local), or with those below it, gone ones included
+                (memory.events).
+        """
+        self._only(2, "memory.events", "oom_control() tells of OOM kills")
+        text = self._read("memory.events.local" if local else "memory.events")
+        return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+
+    def _named(self, what: str) -> str:
+        return _FILES[what][self.version - 1]
+
+    def _only(self, version: int, what: str, instead: str) -> None:
+        if self.version != version:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP,
+                f"{what} is of cgroup v{version}, and this one is v{self.version}: {instead}",
+                self.path,
+            )
+
+    def _get_limit(self, name: str) -> int | None:
+        text = self._read(name)
+        return None if text == "max\n" or int(text) >= _UNLIMITED else int(text)
+
+    def _set_limit(self, name: str, limit: int | None) -> None:
         if limit is not None and not 0 <= limit < 2**63:
             # The kernel reads more than 64 bits as what is left of them, which may be next to nothing.
-            raise ValueError(f"limit must be None or a number of bytes from 0 to 2**63 - 1, not {limit!r}")
-        self._write("memory.limit_in_bytes", str(-1 if limit is None else limit))
+            raise ValueError(f"a limit must be None or a number of bytes from 0 to 2**63 - 1, not {limit!r}")
+        self._write(name, ("-1" if self.version == 1 else "max") if limit is None else str(limit))
 
     def oom_control(self) -> OomControl:
-        """What memory.oom_control says now."""
+        """v1: what memory.oom_control says now."""
+        self._only(1, "memory.oom_control", "events() tells of OOM kills")
         lines = (line.split() for line in self._read("memory.oom_control").splitlines())
         values = {line[0]: int(line[1]) for line in lines}
         return OomControl(bool(values["oom_kill_disable"]), bool(values["under_oom"]), values["oom_kill"])
@@ -167,12 +260,13 @@ class Cgroup:
     def kill(self) -> int:
         """Kills every process in it, without those of its children, and waits until none is left.
 
+        On v2 from 5.14 on the kernel does that (cgroup.kill) where there are no children; else they are killed singly.
         Those that are forked meanwhile are killed too. They are not reaped, which is their parents' business. No other
         process is hit, even when a pid is used anew in between: each is held by a pidfd and asked for its cgroup
         before it is signalled.
 
         Returns:
-            How many were sent SIGKILL.
+            How many were sent SIGKILL, without those that cgroup.kill alone has seen.
 
         Raises:
             TimeoutError: after 10 seconds some are still there; SIGKILL does not end a frozen process, or one that
@@ -180,7 +274,7 @@ class Cgroup:
         """
         deadline = time.monotonic() + _EXIT
         seen: set[tuple[int, int]] = set()
-        signalled = 0
+        signalled = self._kill_at_once(seen)
         # Until all are gone: who was in the middle of fork(2) when SIGKILL came has a child that is not listed yet.
         while processes := self._processes():
             for process in processes:
@@ -193,6 +287,20 @@ class Cgroup:
                 )
             time.sleep(0.001)
         return signalled
+
+    def _kill_at_once(self, seen: set[tuple[int, int]]) -> int:
+        """Has the kernel kill all of them, where it can, without those below; returns how many there were."""
+        if self.version == 1 or self.children():
+            return 0
+        processes = self._processes()
+        try:
+            _write(self._file("cgroup.kill"), "1")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EOPNOTSUPP):  # before 5.14, not ours, threaded
+                return 0
+            raise self._explained(error, "cgroup.kill") from None
+        seen.update(processes)
+        return len(processes)
 
     def _kill(self, process: tuple[int, int]) -> bool:
         import signal  # noqa: PLC0415 - brings enum along, which is a third of what this package costs to import
@@ -234,15 +342,17 @@ class Cgroup:
 
     def _write(self, name: str, value: str) -> None:
         try:
-            fd = os.open(self._file(name), os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
+            _write(self._file(name), value)
         except OSError as error:
             raise self._explained(error, name, f", writing {value!r}") from None
 
     def _explained(self, error: OSError, name: str, doing: str = "") -> OSError:
+        if error.errno == errno.ENOENT and self.version == 2 and self.exists() and name.startswith("memory."):
+            if not os.path.exists(self._file("cgroup.events")):
+                return UnsupportedError(errno.EOPNOTSUPP, f"the root cgroup has no {name}", self.path)
+            if not os.path.exists(self._file("memory.events")):
+                return off_error(self.path)
+            return UnsupportedError(errno.EOPNOTSUPP, f"this kernel has no {name}", self.path)
         # ENODEV is what an open control file says once its cgroup is gone.
         number = errno.ENOENT if error.errno == errno.ENODEV else error.errno or errno.EIO
         return OSError(number, os.strerror(number) + doing, self._file(name))
@@ -258,6 +368,15 @@ class Cgroup:
 
     def __repr__(self) -> str:
         return f"Cgroup({self.path!r})"
+
+
+def _write(path: str, value: str) -> None:
+    """One write(2), as control files want it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
 
 
 def _device(path: str) -> int:

@@ -6,6 +6,7 @@ Whatever the kernel refuses is an OSError with its errno and the path that it is
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -36,3 +37,13 @@ def check(result: int, path: str) -> int:
     if result < 0:
         raise os_error(-result, path)
     return result
+
+
+def off_error(path: str) -> NotACgroupError:
+    """Why a v2 cgroup without the memory controller is refused."""
+    return NotACgroupError(
+        errno.EINVAL,
+        "not a memory cgroup: the memory controller is off there; write +memory to cgroup.subtree_control of the "
+        "cgroup above it, or watch that one's tree, which waits for it",
+        path,
+    )

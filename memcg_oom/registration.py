@@ -10,7 +10,7 @@ import time
 from array import array
 
 from memcg_oom._native import ffi, lib
-from memcg_oom.errors import NotACgroupError, RootCgroupError, UnsupportedError, os_error
+from memcg_oom.errors import RootCgroupError, UnsupportedError, off_error, os_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE, NO_FDS, SLICE, pack_paths
 from memcg_oom.mounts import mount_of
@@ -285,16 +285,6 @@ def root_error(path: str) -> RootCgroupError:
         errno.EINVAL,
         "the root cgroup: the kernel never says that it is out of memory (v1 accepts the registration); watch the "
         "cgroups below",
-        path,
-    )
-
-
-def off_error(path: str) -> NotACgroupError:
-    """Why a v2 cgroup without the memory controller is refused."""
-    return NotACgroupError(
-        errno.EINVAL,
-        "not a memory cgroup: the memory controller is off there; write +memory to cgroup.subtree_control of the "
-        "cgroup above it, or watch that one's tree, which waits for it",
         path,
     )
 

@@ -17,9 +17,10 @@ import os
 import resource
 import stat
 
+from memcg_oom.errors import off_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE
-from memcg_oom.registration import Registrations, off_error
+from memcg_oom.registration import Registrations
 from memcg_oom.sources import Inotify
 
 TYPE_CHECKING = False

@@ -11,7 +11,7 @@ from memcg_oom.command.text import SCHEMA_VERSION, escape
 from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.mounts import Mount, cgroup_mounts, memory_mount
 from memcg_oom.search import HEADROOM
-from memcg_oom.sources import open_source
+from memcg_oom.sources import Inotify, open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,11 +68,7 @@ def _findings() -> Iterator[Finding]:
     mount = memory_mount()
     yield from _hierarchies(mount)
     if mount is not None:
-        yield _registration(mount)
-        yield _identity(mount)
-        yield _counter(mount)
-        yield _scratch(mount)
-        yield _descriptors(mount)
+        yield from _v1(mount) if mount.version == 1 else _v2(mount)
         yield _source(mount)
     yield _swap(mount)
     yield _panic()
@@ -80,20 +76,77 @@ def _findings() -> Iterator[Finding]:
 
 
 def _hierarchies(mount: Mount | None) -> Iterator[Finding]:
-    v2 = [other.point for other in cgroup_mounts() if other.version == 2]
+    others = [other.point for other in cgroup_mounts() if other.version == 2 and not other.has_memory()]
     if mount is None:
         yield Finding(
             "memory hierarchy",
-            f"none of version 1{' (cgroup v2 at ' + ', '.join(v2) + ')' if v2 else ''}",
-            "nothing can be watched: this release watches cgroup v1",
-            "boot with systemd.unified_cgroup_hierarchy=0 on a kernel with CONFIG_MEMCG_V1, "
-            "or mount it: mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory",
+            f"none{' (cgroup v2 at ' + ', '.join(others) + ', without the memory controller)' if others else ''}",
+            "nothing can be watched",
+            "mount one (mount -t cgroup2 none /sys/fs/cgroup) on a kernel not booted with cgroup_disable=memory",
         )
         return
     part = "" if mount.root == "/" else f", of which {mount.root} is visible"
-    yield Finding("memory hierarchy", f"version 1 at {mount.point}{part}")
-    if v2:
-        yield Finding("cgroup v2", f"at {', '.join(v2)}, without the memory controller, which is on version 1")
+    yield Finding("memory hierarchy", f"version {mount.version} at {mount.point}{part}")
+    if others:
+        yield Finding("cgroup v2", f"at {', '.join(others)}, without the memory controller, which is on version 1")
+
+
+def _v1(mount: Mount) -> Iterator[Finding]:
+    yield _registration(mount)
+    yield _identity(mount)
+    yield _counter(mount)
+    yield _scratch(mount)
+    yield _descriptors(mount)
+
+
+def _v2(mount: Mount) -> Iterator[Finding]:
+    yield _identity(mount)
+    yield _below(mount)
+    yield _scratch(mount)
+    yield _instances()
+    yield _watches(mount)
+
+
+def _below(mount: Mount) -> Finding:
+    name = "memory.events"
+    if not mount.local_events:
+        return Finding(name, "counts what is below as well")
+    return Finding(
+        name,
+        f"counts each cgroup alone: {mount.point} is mounted with memory_localevents",
+        "a kill in a cgroup that is removed at once may be told as unattributed, by a watcher of the whole hierarchy, "
+        "or not at all",
+        f"mount -o remount,{'ro' if mount.read_only else 'rw'} {mount.point}, without that option",
+    )
+
+
+def _instances() -> Finding:
+    """Events come by one inotify instance."""
+    limit = _read("/proc/sys/fs/inotify/max_user_instances") or "unknown"
+    try:
+        inotify = Inotify()
+    except OSError as error:
+        return Finding(
+            "events",
+            f"no inotify instance to be had, of {limit} a user: {error.strerror}",
+            _COUNTERS_ONLY,
+            "raise fs.inotify.max_user_instances",
+        )
+    os.close(inotify.fd)
+    return Finding("events", "by inotify: one instance for all cgroups")
+
+
+def _watches(mount: Mount) -> Finding:
+    limit, cgroups = int(_read("/proc/sys/fs/inotify/max_user_watches") or 0), _cgroups(mount)
+    value = f"{limit} a user, for {cgroups} cgroups now, one each, and up to two for each that has others in it"
+    if limit > 2 * cgroups:
+        return Finding("inotify watches", value)
+    return Finding(
+        "inotify watches",
+        value,
+        "a tree follows the rest by their counters: what happens in them is told later",
+        f"raise fs.inotify.max_user_watches to {4 * cgroups} or more",
+    )
 
 
 def _registration(mount: Mount) -> Finding:
@@ -160,7 +213,9 @@ def _descriptors(mount: Mount) -> Finding:
 def _swap(mount: Mount | None) -> Finding:
     swaps = (_read("/proc/swaps") or "").splitlines()[1:]
     value = f"{len(swaps)} device{'' if len(swaps) == 1 else 's'}" if swaps else "none"
-    accounted = mount is not None and os.path.exists(os.path.join(mount.point, "memory.memsw.limit_in_bytes"))
+    accounted = mount is not None and (
+        mount.version == 2 or os.path.exists(os.path.join(mount.point, "memory.memsw.limit_in_bytes"))
+    )
     return Finding("swap", value + (", counted for each cgroup" if accounted else ", not counted for each cgroup"))
 
 
@@ -192,10 +247,10 @@ def _source(mount: Mount) -> Finding:
     hierarchy = Hierarchy(mount.point)
     try:
         source = open_source(hierarchy, None)
+        if source.fd >= 0 and source is not hierarchy.inotify:
+            os.close(source.fd)
     finally:
         hierarchy.close()
-    if source.fd >= 0:
-        os.close(source.fd)
     if source.kind == "fanotify":
         return Finding(name, "by fanotify: one mark for the whole hierarchy")
     if source.kind != "inotify":

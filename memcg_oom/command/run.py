@@ -15,6 +15,7 @@ from contextlib import suppress
 from memcg_oom.command.errors import Unavailable, words
 from memcg_oom.command.scratch import scratch
 from memcg_oom.command.text import SCHEMA_VERSION, escape, json_path, json_time
+from memcg_oom.errors import UnsupportedError
 from memcg_oom.monitor import Monitor
 from memcg_oom.sizes import format_size
 
@@ -173,16 +174,23 @@ class Verdict:
         self._cgroup = cgroup.path
         self._signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         self.code = 128 + self._signal if self._signal is not None else os.WEXITSTATUS(status)
-        self._peak = cgroup.peak
+        try:
+            self._peak: int | None = cgroup.peak
+        except UnsupportedError:  # v2 before 5.19
+            self._peak = None
         self._limit = cgroup.limit
-        self._ooms = ooms
-        # The counter itself rather than what the watch has seen of it: it still stands, and nothing is later.
-        self._kills = cgroup.oom_control().oom_kill
+        # The counters themselves rather than what the watch has seen of them: they still stand, and nothing is later.
+        if cgroup.version == 1:
+            self._ooms, self._kills = ooms, cgroup.oom_control().oom_kill
+        else:
+            events = cgroup.events()
+            self._ooms, self._kills = events["oom"], events["oom_kill"]
 
     def text(self) -> str:
         """A line for people."""
         end = f"exited with {self.code}" if self._signal is None else f"was killed by {_signal_name(self._signal)}"
-        peak = format_size(self._peak) + ("" if self._limit is None else f" of {format_size(self._limit)}")
+        peak = "unknown" if self._peak is None else format_size(self._peak)
+        peak += "" if self._limit is None else f" of {format_size(self._limit)}"
         ooms = f"{self._ooms} OOM{'' if self._ooms == 1 else 's'}"
         kills = f"{self._kills} OOM kill{'' if self._kills == 1 else 's'}"
         return f"memcg-oom: {escape(self._command[0])} {end}; peak {peak}; {ooms}, {kills}"

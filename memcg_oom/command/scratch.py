@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from memcg_oom.mounts import Mount
+
 SYSTEMD = "/run/systemd/system"  # see sd_booted(3)
 SYSTEMD_HIERARCHY = "/sys/fs/cgroup/systemd"
 
@@ -32,45 +34,87 @@ def scratch(purpose: str, limit: int | None, parent: str | None) -> Iterator[Cgr
         parent: the cgroup to make it below; None for where it is allowed.
 
     Raises:
-        Unavailable: there is no v1 memory hierarchy, or no right to make a cgroup in it.
+        Unavailable: there is no memory hierarchy, or no right to make a cgroup in it.
     """
-    path = os.path.join(parent or _place(), f"memcg-oom-{purpose}-{os.getpid()}")
-    try:
-        cgroup = Cgroup.create(path)
-    except PermissionError:
-        raise Unavailable(f"making a memory cgroup in {os.path.dirname(path)} is not permitted: become root") from None
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise Unavailable(f"{os.path.dirname(path)} is mounted read-only: no cgroup can be made") from None
-        raise
-    try:
-        if limit is not None:
-            _limit(cgroup, limit)
-        yield cgroup
-    finally:
-        _remove(cgroup)
+    with _room(parent) as place:
+        path = os.path.join(place, f"memcg-oom-{purpose}-{os.getpid()}")
+        try:
+            cgroup = Cgroup.create(path)
+        except PermissionError:
+            raise Unavailable(f"making a memory cgroup in {place} is not permitted: become root") from None
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise Unavailable(f"{place} is mounted read-only: no cgroup can be made") from None
+            raise
+        try:
+            if limit is not None:
+                _limit(cgroup, limit)
+            yield cgroup
+        finally:
+            _remove(cgroup)
 
 
-def _place() -> str:
-    """Below our own cgroup where systemd has handed that over, else at the top of what is mounted."""
+@contextmanager
+def _room(parent: str | None) -> Iterator[str]:
+    """Where it can be made: a named place, the top of what is mounted, or our own cgroup if systemd handed it over."""
+    if parent is not None or not os.path.isdir(SYSTEMD):
+        yield parent or required_mount().point
+        return
     mount = required_mount()
-    if not os.path.isdir(SYSTEMD):
-        return mount.point
-    if not _delegated():
+    if not _delegated(mount):
+        user = "" if os.geteuid() == 0 else " --user"
         raise Unavailable(
-            "systemd owns the cgroups here: put `systemd-run --scope -p Delegate=yes` before the command, "
+            f"systemd owns the cgroups here: put `systemd-run{user} --scope -p Delegate=yes` before the command, "
             "or name a delegated cgroup with --parent"
         )
-    return memory_cgroup_of()
+    if mount.version == 1:
+        yield memory_cgroup_of()
+        return
+    own = Cgroup.of_pid()
+    with _step_aside(own):
+        yield own.path
 
 
-def _delegated() -> bool:
-    """Whether the unit that we run in was started with Delegate=: systemd notes that on its own hierarchy."""
-    own = own_systemd_cgroup()
-    # The first is written for root, the second, from systemd 251 on, for everybody to read.
-    return own is not None and any(
-        _attribute(SYSTEMD_HIERARCHY + own, name) == b"1" for name in ("trusted.delegate", "user.delegate")
-    )
+@contextmanager
+def _step_aside(own: Cgroup) -> Iterator[None]:
+    """Puts this process into a child of its cgroup, since v2 controls no children of one that has processes.
+
+    Raises:
+        Unavailable: there are other processes in it, which are not ours to move.
+    """
+    if set(own.pids()) != {os.getpid()}:
+        raise Unavailable(
+            f"there are other processes in {own.path}, so that no memory cgroup can be made in it: run this in a scope "
+            "of its own, or name an empty delegated cgroup with --parent"
+        )
+    aside = os.path.join(own.path, f"memcg-oom-self-{os.getpid()}")
+    os.mkdir(aside)
+    try:
+        _write(os.path.join(aside, "cgroup.procs"), "0")
+        try:
+            yield
+        finally:
+            switch = os.path.join(own.path, "cgroup.subtree_control")
+            if "memory" in _read(switch).split():
+                _write(switch, "-memory")
+            _write(os.path.join(own.path, "cgroup.procs"), "0")
+    finally:
+        os.rmdir(aside)
+
+
+def _delegated(mount: Mount) -> bool:
+    """Whether the unit that we run in was started with Delegate=: systemd notes that on the cgroup, on v1 its own."""
+    if mount.version == 2:
+        own: str | None = memory_cgroup_of()
+    else:
+        name = own_systemd_cgroup()
+        own = None if name is None else SYSTEMD_HIERARCHY + name
+    if own is None:
+        return False
+    # A user's own manager hands cgroups over to that user; the marks are written for root (trusted), and from systemd
+    # 251 on for everybody to read (user).
+    is_own = os.geteuid() != 0 and os.path.exists(own) and os.stat(own).st_uid == os.geteuid()
+    return is_own or any(_attribute(own, name) == b"1" for name in ("trusted.delegate", "user.delegate"))
 
 
 def _attribute(path: str, name: str) -> bytes:
@@ -82,16 +126,21 @@ def _attribute(path: str, name: str) -> bytes:
 
 def _limit(cgroup: Cgroup, limit: int) -> None:
     cgroup.limit = limit
-    with_swap = os.path.join(cgroup.path, "memory.memsw.limit_in_bytes")
+    with_swap = os.path.join(cgroup.path, "memory.memsw.limit_in_bytes" if cgroup.version == 1 else "memory.swap.max")
     if os.path.exists(with_swap):
-        _write(with_swap, limit)
-    else:  # a kernel without swap accounting still keeps a cgroup of swappiness 0 out of swap
-        _write(os.path.join(cgroup.path, "memory.swappiness"), 0)
+        _write(with_swap, str(limit if cgroup.version == 1 else 0))
+    elif cgroup.version == 1:  # a kernel without swap accounting still keeps a cgroup of swappiness 0 out of swap
+        _write(os.path.join(cgroup.path, "memory.swappiness"), "0")
 
 
-def _write(path: str, value: int) -> None:
+def _write(path: str, value: str) -> None:
     with open(path, "w", encoding="ascii") as file:
-        file.write(str(value))
+        file.write(value)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def _remove(cgroup: Cgroup) -> None:

@@ -29,17 +29,22 @@ def mountinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def place() -> str:
+    with scratch._room(None) as found:
+        return found
+
+
 def test_without_systemd_the_top_of_the_hierarchy_is_the_place(
     tmp_path: Path, mountinfo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch, "SYSTEMD", "/no/such")
-    assert scratch._place() == str(tmp_path)
+    assert place() == str(tmp_path)
 
 
 def test_on_a_host_with_v2_alone_there_is_none(mountinfo: Path) -> None:
     mountinfo.write_text(V2)
     with pytest.raises(Unavailable, match="no hierarchy with the memory controller"):
-        scratch._place()
+        place()
 
 
 @pytest.mark.parametrize("attribute", ["trusted.delegate", "user.delegate"])
@@ -50,14 +55,14 @@ def test_under_systemd_it_is_our_own_cgroup_where_that_is_delegated(
     monkeypatch.setattr(scratch, "_attribute", lambda _path, name: b"1" if name == attribute else b"")
     monkeypatch.setattr(scratch, "own_systemd_cgroup", lambda: "/system.slice/run-1.scope")
     monkeypatch.setattr(scratch, "memory_cgroup_of", lambda: "/the/scope")
-    assert scratch._place() == "/the/scope"
+    assert place() == "/the/scope"
 
 
 def test_under_systemd_without_delegation_it_says_what_to_do(mountinfo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "SYSTEMD", "/")
     monkeypatch.setattr(scratch, "_attribute", lambda _path, _name: b"")
     with pytest.raises(Unavailable, match="systemd-run --scope -p Delegate=yes"):
-        scratch._place()
+        place()
 
 
 @pytest.mark.parametrize(

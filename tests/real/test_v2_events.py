@@ -194,7 +194,8 @@ def test_nested_trees_come_and_go(memcg2: Path, hog: str) -> None:
         take_until(monitor, lambda ledger: ledger.removals.total() == 2, ledger)
         take_until_quiet(monitor, ledger)
         assert ledger.kills == {one: 1}
-        assert not ledger.other
+        # Whose an OOM was that nobody has seen cannot be told when both went together; whose the kill was can.
+        assert all(isinstance(event, Unattributed) and event.count == 0 for event in ledger.other)
         assert_well_told(ledger, old=[of(tree, memcg2)])
         assert len(list(tree)) == 1
         assert len(monitor._watches.nodes) == 2  # type: ignore[union-attr] # the root, and what is above it
