@@ -42,7 +42,7 @@ class Entry:
 
 def nearest(node: Node) -> Node | None:
     """The nearest cgroup above that is there and has an account, or None."""
-    return next((one for one in node.line() if one is not node and not one.gone and one.accounted is not None), None)
+    return next((one for one in node.line() if one is not node and not one.state and one.accounted is not None), None)
 
 
 def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
@@ -56,7 +56,7 @@ def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
         return None
     if before[:2] == ancestor.accounted:
         return 0, 0  # no need to read the siblings
-    live = [node for node in ancestor.children.values() if node.counters is not None and not node.gone]
+    live = [node for node in ancestor.children.values() if node.counters is not None and not node.state]
     known = [ancestor.accounted]
     for node, counters in zip(live, hierarchy.subtrees([node.place for node in live]), strict=True):
         if counters[0] < 0 or node.accounted is None:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from memcg_oom.hierarchy import Place
     from memcg_oom.watch import Watch
 
+# Of a node that is about to end, or its counters alone.
+SWITCHED_OFF = 1
+REMOVED = 2
+
 
 class Node:
     """A cgroup that is watched, or that one is in.
@@ -28,7 +32,7 @@ class Node:
             business; None: nobody keeps that account.
         unresolved: OOMs of the present settle that no kill has answered.
         noisy: whether the last look found nothing but memory.max and memory.high at work.
-        gone: whether a look found it removed.
+        state: 0, or what a look has found and nobody was told of yet: SWITCHED_OFF, REMOVED.
     """
 
     __slots__ = (
@@ -44,7 +48,7 @@ class Node:
         "accounted",
         "unresolved",
         "noisy",
-        "gone",
+        "state",
     )
 
     def __init__(self, place: Place) -> None:
@@ -58,7 +62,7 @@ class Node:
         self.accounted: tuple[int, int] | None = None
         self.unresolved = 0
         self.noisy = False
-        self.gone = False
+        self.state = 0
 
     def line(self) -> Iterator[Node]:
         """It and all above it that are known, from the bottom up."""

@@ -14,7 +14,6 @@ What the kernel does (mm/memcontrol.c, kernel/cgroup/cgroup.c), and so what the 
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -22,7 +21,7 @@ from memcg_oom.balance import Entry, missing, nearest, suspects
 from memcg_oom.commit import commit
 from memcg_oom.events import MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
 from memcg_oom.hierarchy import GONE, OFF
-from memcg_oom.nodes import Node
+from memcg_oom.nodes import REMOVED, SWITCHED_OFF, Node
 from memcg_oom.registration import Registrations
 from memcg_oom.rounds import GAPS
 from memcg_oom.watch import NO_FD, Watch
@@ -46,6 +45,15 @@ NOTHING: Counters = (0, 0, 0, 0, 0)  # oom_kill, oom, oom_group_kill, max, high
 _STRIKES = 16
 # Nanoseconds between two looks at a cgroup of which there is only noise: memory.max and memory.high at work.
 _NOISE = 50_000_000
+
+
+class _Switch:
+    """The cgroup.subtree_control of a cgroup, as what was written to."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
 
 
 class V2Watches(Watches):
@@ -109,6 +117,9 @@ class V2Watches(Watches):
             entry = Entry(self._ledger)
             members: dict[Node, list[Watch]] = {}
             for watch, node, one in zip(watches, nodes, found, strict=True):
+                if tree is not None and not one.born and node.parent is not None and node.parent.accounted is not None:
+                    # An old one that was overlooked: what it counted meanwhile is nobody's who goes next.
+                    self._strangers.add(node.parent)
                 changes += self._begin(
                     node, watch, one, time_ns=time_ns, events=events, entry=entry, first=node not in members
                 )
@@ -243,7 +254,7 @@ class V2Watches(Watches):
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "the cgroup was removed meanwhile", place.path) from None
+            return None  # so it is gone itself, which the first look finds
         if status.st_dev != hierarchy.device:
             return None
         parent = self.nodes.get(status.st_ino)
@@ -264,9 +275,8 @@ class V2Watches(Watches):
 
     def _tells_of_end(self, node: Node, tree: TreeWatch | None) -> bool:
         """Whether somebody tells when it is removed."""
-        if tree is not None and node.parent is not None and tree.member(node.parent.place.directory_id) is not None:
-            return True  # and where the tree has no source, that is the tree's business
-        return node.parent is not None and self._is_followed(node.parent)
+        follows_all = tree is not None and tree._source.follows_all
+        return node.parent is not None and (follows_all or self._is_followed(node.parent))
 
     def follows(self, directory_id: int) -> bool:
         """Whether a directory has to be followed for the sake of a watch in it."""
@@ -280,7 +290,8 @@ class V2Watches(Watches):
     def _follow_control(self, node: Node) -> None:
         if node.control < 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
             # Where no watch is left for it: what is switched on is found by the next search.
-            node.control = self.hierarchy.inotify.add_file(f"{node.place.path}/cgroup.subtree_control", node)
+            path = f"{node.place.path}/cgroup.subtree_control"
+            node.control = self.hierarchy.inotify.add_file(path, _Switch(node))
 
     def _unfollow(self, node: Node, name: str) -> None:
         descriptor = getattr(node, name)
@@ -338,12 +349,10 @@ class V2Watches(Watches):
             return False
         touched = inotify.touched
         for owner in touched:
-            node = owner
-            assert isinstance(node, Node)
-            if node.children:
-                self._switched(node)
-            if node.counters is not None and not node.gone:
-                self._touch(node, now)
+            if isinstance(owner, _Switch):
+                self._switched(owner.node)
+            elif isinstance(owner, Node) and owner.counters is not None and not owner.state:
+                self._touch(owner, now)
         inotify.touched = []
         return bool(touched)
 
@@ -361,7 +370,7 @@ class V2Watches(Watches):
     def _switched(self, node: Node) -> None:
         """Something may have been written to its cgroup.subtree_control."""
         for child in node.children.values():
-            if child.watches and not child.gone:
+            if child.watches and not child.state:
                 self._urgent[child] = None
         self._next = time.monotonic_ns()
 
@@ -370,7 +379,7 @@ class V2Watches(Watches):
         for directory_id, name, _, _ in changes:
             parent = self.nodes.get(directory_id)
             child = None if parent is None else parent.children.get(name)
-            if child is not None and not child.gone:
+            if child is not None and not child.state:
                 self._urgent[child] = None
 
     def missed(self, directory_ids: Iterable[int]) -> None:
@@ -446,7 +455,7 @@ class V2Watches(Watches):
         nodes = [
             node
             for node in nodes
-            if node.watches and not node.gone and not self.hierarchy.is_root(node.place.directory_id)
+            if node.watches and not node.state and not self.hierarchy.is_root(node.place.directory_id)
         ]
         off = [node for node in nodes if node.counters is None]
         if off:
@@ -469,7 +478,7 @@ class V2Watches(Watches):
                     changes.append((node, "unresolved", 0))
                     done.append(node)
             elif error in GONE or error == OFF:
-                changes.append((node, "gone", error != OFF))
+                changes.append((node, "state", SWITCHED_OFF if error == OFF else REMOVED))
                 leaving.append(node)
             else:
                 complete = False
@@ -545,8 +554,8 @@ class V2Watches(Watches):
                     if not self._is_local and node.parent is not None and node.parent.accounted is not None:
                         changes.append((node, "accounted", row.after[:2]))
                 elif -row.descriptor in GONE and not row.is_off:
-                    node.gone = True
                     self._leaving[node] = time.monotonic_ns()
+                    changes.append((node, "state", REMOVED))
             commit(changes + entry.changes() + self._outbox.put(events))
         except BaseException:
             registrations.undo()
@@ -563,11 +572,14 @@ class V2Watches(Watches):
             if self._urgent:
                 self._read(list(self._urgent), ())
                 self._urgent.clear()
+            for node in [node for node in self._leaving if not node.state]:
+                del self._leaving[node]  # an exception came before its end was committed
+                self._urgent[node] = None
             groups: dict[Node | None, list[Node]] = {}
             for node in self._leaving:
                 groups.setdefault(nearest(node), []).append(node)
             for node in self._strangers:
-                groups.setdefault(node if node.accounted is not None and not node.gone else nearest(node), [])
+                groups.setdefault(node if node.accounted is not None and not node.state else nearest(node), [])
             gone = len(self._leaving)
             assert self.hierarchy is not None
             sums = {one: (0, 0) if one is None else missing(self.hierarchy, one) for one in groups}
@@ -605,10 +617,13 @@ class V2Watches(Watches):
                         events.append(Unattributed(time_ns=time_ns, count=counts[0], ooms=counts[1]))
         # A cgroup goes after those that were in it.
         for node in sorted(group, key=lambda node: -node.place.path.count("/")):
-            if not node.gone:
+            if node.state == SWITCHED_OFF:
                 changes += [(node, "counters", None), (node, "unresolved", 0), (node.place, "control_id", 0)]
+                changes += [(node, "accounted", None), (node, "state", 0)]
                 continue
             for watch in node.watches:
+                if watch.removed:
+                    continue  # an exception came after its end was told
                 changes += self._removed(watch, node.unresolved if ancestor is None else 0, time_ns, events)
         commit(changes + entry.changes() + self._outbox.put(events))
         if ancestor is not None:
@@ -631,8 +646,7 @@ class V2Watches(Watches):
     def _let_go(self, node: Node) -> None:
         """After its end was told, or that of its counters."""
         self._unfollow(node, "descriptor")
-        if not node.gone:
-            node.accounted = None
+        if not node.state:
             return
         self._strangers.discard(node)
         for watch in list(node.watches):

@@ -57,20 +57,41 @@ exit $code
     assert re.search(r"oom_kill +1  /sys/fs/cgroup/memory/a/b$", output, re.MULTILINE), output
 
 
-def test_where_there_is_only_v2_everything_says_so(base: Path) -> None:
+def test_the_commands_on_v2(base: Path) -> None:
     code, output = machine.run(
         machine.kernel("bookworm"),
         "v2",
         base,
         """
-mkdir /sys/fs/cgroup/a
-for what in watch "run true" demo; do python3 -m memcg_oom $what; echo "$what: $?"; done
-python3 -m memcg_oom watch /sys/fs/cgroup/a; echo "watch a v2 path: $?"
-python3 -m memcg_oom check > /dev/null; echo "check: $?"
+C=/sys/fs/cgroup
+python3 -m memcg_oom demo; echo "demo: $?"
+python3 -m memcg_oom run --memory 20M -- python3 -c 'b"x" * (100 << 20)'; echo "run: $?"
+python3 -m memcg_oom check; echo "check: $?"
+mkdir $C/a
+python3 -m memcg_oom listen $C/a/memory.events; echo "listen: $?"
+echo -memory > $C/cgroup.subtree_control
+python3 -m memcg_oom watch --no-tree $C/a; echo "watch without the controller: $?"
+python3 -m memcg_oom watch --events oom,oom_kill,memory_max --count 3 --timeout 60 > /tmp/out 2> /tmp/err &
+until grep watching /tmp/err; do sleep 0.1; done
+echo +memory > $C/cgroup.subtree_control
+echo 1M > $C/a/memory.max
+/hog $C/a 8000000
+wait $!; echo "watch: $?"
+cat /tmp/out
+ls -d $C/*/
 """,
     )
     assert code == 0, output
-    for what, expected in (("watch", 69), ("run true", 69), ("demo", 69), ("watch a v2 path", 1), ("check", 1)):
+    for what, expected in (
+        ("demo", 0),
+        ("run", 137),
+        ("check", 0),
+        ("listen", 1),
+        ("watch without the controller", 1),
+        ("watch", 0),
+    ):
         assert f"\n{what}: {expected}\n" in output, output
-    assert output.count("no cgroup v1 memory hierarchy is mounted here") == 3
-    assert "a cgroup of version 2" in output
+    assert "cgroup v2 has no cgroup.event_control" in output
+    for event in ("memory_max", "oom", "oom_kill"):
+        assert re.search(rf" {event} +\d+  /sys/fs/cgroup/a$", output, re.MULTILINE), output
+    assert re.findall(r"^/sys/fs/cgroup/(\S+)/$", output, re.MULTILINE) == ["a"]
