@@ -138,7 +138,7 @@ def test_oom_group(memcg2: Path, hog: str) -> None:
     put(cgroup / "memory.oom.group", "1")
     with Monitor() as monitor:
         one = monitor.watch(cgroup)
-        run_hog(hog, cgroup, size=4 << 20, processes=4)
+        run_hog(hog, cgroup, size=64 << 20, processes=4)
         ledger = take_until_quiet(monitor, take_until(monitor, lambda ledger: ledger.kills[one]))
         kills = [event for event in ledger.by_watch[one] if isinstance(event, OomKill)]
         assert sum(event.count for event in kills) == kills_of(cgroup) > 1
