@@ -134,7 +134,8 @@ class Registrations:
         follow: bool = False,
         highest_fd: int = _NO_LIMIT,
     ) -> None:
-        self._inotify = inotify if hierarchy.version == 2 else None
+        self._version = hierarchy.version
+        self._inotify = inotify
         self.removals = 0 if inotify is None else inotify.removals
         inotify_fd = -1 if inotify is None else inotify.fd
         how = {"count": 0, "mount_fd": hierarchy.id_fd, "inotify_fd": inotify_fd}
@@ -158,8 +159,8 @@ class Registrations:
 
     def give_up(self, index: int) -> None:
         """Closes one of them."""
-        if self._inotify is not None:
-            self._inotify.discard(self.all[index].descriptor)
+        if self._version == 2:
+            self._discard(self.all[index])
             return
         for one in self._slices:
             if index < len(one.paths):
@@ -171,13 +172,17 @@ class Registrations:
     def undo(self) -> None:
         """Lets go at once of what was not handed over; an exception that somebody keeps would keep the buffers."""
         for one in self._slices:
-            if self._inotify is None:
+            if self._version == 1:
                 lib.memcg_unregister_many(one.buffer)
             else:
                 for registration in one.registrations() if one.buffer.count else ():
-                    self._inotify.discard(registration.descriptor)
-                    self._inotify.discard(registration.follower)
+                    self._discard(registration)
                 one.buffer.count = 0
+
+    def _discard(self, registration: Registration) -> None:
+        if self._inotify is not None:
+            self._inotify.discard(registration.descriptor)
+            self._inotify.discard(registration.follower)
 
     def hand_over(self) -> list[Change]:
         """The changes by which the descriptors belong to somebody else."""
@@ -295,7 +300,6 @@ _ADVICE = {
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EPERM): "registering needs write permission there",
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EROFS): "the hierarchy is mounted read-only, and registering is a write",
     (lib.MEMCG_STEP_FOLLOW, errno.ENOSPC): "no inotify watches left; raise fs.inotify.max_user_watches",
-    (lib.MEMCG_STEP_FOLLOW, errno.EBADF): "no inotify instance to be had; raise fs.inotify.max_user_instances",
     (lib.MEMCG_STEP_WRITE, errno.EINVAL): "the kernel takes no registration for this control file and argument",
 }
 # The errnos that mean: not on this kernel.
@@ -319,6 +323,9 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
             mount_of(cgroup, os.stat(cgroup).st_dev)
         except OSError as reason:
             return reason
+    if (error, step) == (errno.EBADF, lib.MEMCG_STEP_FOLLOW):
+        # The core was given no instance, because none was left when the hierarchy was opened.
+        return os_error(errno.EMFILE, cgroup, "no inotify instance left; raise fs.inotify.max_user_instances")
     if error in NO_FDS:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
     # ENODEV comes from a file that was open: whatever is at the path now, that cgroup has gone.

@@ -12,6 +12,7 @@ import memcg_oom.monitor
 from memcg_oom import Monitor, Oom, OomKill
 from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.registration import Registrations
+from memcg_oom.sources import Inotify
 from tests.support import (
     Independent,
     control,
@@ -46,8 +47,8 @@ def test_kills_before_the_watch_are_no_events(memcg: Path, hog: str) -> None:
 def widen(monkeypatch: pytest.MonkeyPatch, registering: Callable[[Register], Registrations]) -> None:
     """Has the registration of a watch done by `registering`, which is told how to do it really."""
 
-    def register(hierarchy: Hierarchy, paths: Sequence[str]) -> Registrations:
-        return registering(lambda: Registrations(hierarchy, paths))
+    def register(hierarchy: Hierarchy, paths: Sequence[str], *, inotify: Inotify | None) -> Registrations:
+        return registering(lambda: Registrations(hierarchy, paths, inotify=inotify))
 
     monkeypatch.setattr(memcg_oom.monitor, "Registrations", register)
 
