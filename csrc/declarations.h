@@ -40,7 +40,7 @@ int memcg_register(const char *cgroup, const char *control_file, const char *arg
 /* Registrations, and so descriptors, that belong to this buffer as long as `count` counts them. */
 struct memcg_registrations {
     int64_t count;
-    int32_t mount_fd;   /* to open the cgroups by their ids, or -1: by their paths */
+    int32_t mount_fd;   /* to open by their ids those that are not at their paths, or -1 */
     int32_t inotify_fd; /* that is to follow their directories, or -1 */
     int64_t highest_fd; /* an eventfd above it counts as one too many (EMFILE) */
     struct memcg_registration rows[];
@@ -166,9 +166,8 @@ struct memcg_attachment {
 
 struct memcg_attachments {
     int64_t count;
-    int32_t mount_fd;   /* to open the cgroups by their ids, or -1: by their paths */
     int32_t inotify_fd; /* or -1: there is none */
-    int64_t follow;     /* whether to follow the directories too */
+    int32_t follow;     /* whether to follow the directories too */
     struct memcg_attachment rows[];
 };
 
@@ -183,6 +182,6 @@ void memcg_attach_many(uint64_t device, const uint64_t *ids, const char *paths, 
 void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
                       struct memcg_counters *counters);
 
-/* The same of memory.events, which counts what is and was below as well; the ids are those of the directories. */
-void memcg_subtree_many(int mount_fd, uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
+/* The same of memory.events, which counts what is and was below as well; by path, the ids are the directories'. */
+void memcg_subtree_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                         struct memcg_counters *counters);

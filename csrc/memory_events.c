@@ -71,11 +71,11 @@ void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids
     }
 }
 
-void memcg_subtree_many(int mount_fd, uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
+void memcg_subtree_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                         struct memcg_counters *counters)
 {
     for (size_t i = 0; i < count; i++) {
-        int fd = memcg_open_control(mount_fd, device, directory_ids[i], &paths, "");
+        int fd = memcg_open_control(-1, device, directory_ids[i], &paths, "");
 
         counters[i] = (struct memcg_counters){.oom_kill = fd};
         if (fd >= 0) {
@@ -103,7 +103,7 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
     row->step = MEMCG_STEP_CGROUP;
     row->follower = -EBADF;
     row->subtree.oom_kill = -ENODATA;
-    directory_fd = memcg_open_control(id ? how->mount_fd : -1, device, id ? *id : 0, paths, "");
+    directory_fd = memcg_open_control(-1, device, id ? *id : 0, paths, "");
     if (directory_fd < 0)
         return directory_fd;
     /* Followed before its children are counted: one that comes later is told of. */

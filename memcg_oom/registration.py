@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _ROW = struct.Struct("=iiiIQQqq")
 _V2_ROW = struct.Struct("=iiiIQQ15q")
 _HEAD = struct.Struct("=qiiq")
+_V2_HEAD = struct.Struct("=qii")
 
 _NO_LIMIT = 2**31 - 1  # no descriptor is above it
 
@@ -138,8 +139,8 @@ class Registrations:
         self._inotify = inotify
         self.removals = 0 if inotify is None else inotify.removals
         inotify_fd = -1 if inotify is None else inotify.fd
-        how = {"count": 0, "mount_fd": hierarchy.id_fd, "inotify_fd": inotify_fd}
-        how |= {"highest_fd": highest_fd} if hierarchy.version == 1 else {"follow": follow}
+        how = {"count": 0, "inotify_fd": inotify_fd}
+        how |= {"mount_fd": hierarchy.id_fd, "highest_fd": highest_fd} if hierarchy.version == 1 else {"follow": follow}
         kind = _Slice if hierarchy.version == 1 else _V2Slice
         if len(paths) >= SLICE and hierarchy.version == 1:
             _grow_descriptor_table(len(paths))
@@ -193,7 +194,7 @@ class _Slice:
     """What one thread registers."""
 
     struct = "struct memcg_registrations *"
-    row = _ROW
+    head, row = _HEAD, _ROW
 
     def __init__(self, device: int, paths: Sequence[str], ids: Sequence[int] | None, how: dict[str, int]) -> None:
         self.paths = paths
@@ -217,8 +218,8 @@ class _Slice:
 
     def registrations(self) -> list[Registration]:
         """What came of them."""
-        data = ffi.buffer(self.buffer, _HEAD.size + len(self.paths) * self.row.size)
-        rows = self.row.iter_unpack(data[_HEAD.size :])
+        data = ffi.buffer(self.buffer, self.head.size + len(self.paths) * self.row.size)
+        rows = self.row.iter_unpack(data[self.head.size :])
         return [Registration(path, row) for path, row in zip(self.paths, rows, strict=True)]
 
 
@@ -226,7 +227,7 @@ class _V2Slice(_Slice):
     """What one thread attaches to."""
 
     struct = "struct memcg_attachments *"
-    row = _V2_ROW
+    head, row = _V2_HEAD, _V2_ROW
 
     @staticmethod
     def _keep(buffer: ffi.CData) -> ffi.CData:

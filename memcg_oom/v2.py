@@ -512,8 +512,8 @@ class V2Watches(Watches):
         watch: Watch, before: Counters, counters: Counters, time_ns: int, events: list[Event]
     ) -> list[Change]:
         """What is new, for one watch."""
-        if watch.closed and watch._tree is not None:
-            return []  # nobody wants to be told, the tree's ledger alone has to know
+        if counters == before or (watch.closed and watch._tree is not None):
+            return []  # of a closed one the tree's ledger alone has to know
         kills, ooms, groups, maxes, highs = (now - then for now, then in zip(counters, before, strict=True))
         changes: list[Change] = []
         about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from memcg_oom import Degraded, Monitor, Unattributed
+from memcg_oom._native import lib
 from tests.support import (
     Ledger,
     Reader,
@@ -178,3 +181,64 @@ def test_neighbours_that_are_always_at_work(memcg2: Path, hog: str) -> None:
             assert reader.ledger.kills[of(tree, cgroup)] == event_count(cgroup, "oom_kill")
         assert all(reader.ledger.kills[one] <= 1 for one in reader.ledger.by_watch if one.cgroup not in map(str, noise))
         reader.finish()
+
+
+def slab() -> int:
+    """Bytes that the kernel has taken for its objects."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(int(line[1]) << 10 for line in lines if line[0] in ("Slab:", "Percpu:"))
+
+
+def one_instance_each(cgroups: list[Path]) -> list[int]:
+    fds = []
+    for cgroup in cgroups:
+        fds.append(lib.memcg_inotify_open())
+        assert lib.memcg_inotify_add_file(fds[-1], os.fsencode(cgroup / "memory.events.local")) > 0
+    return fds
+
+
+def one_descriptor_each(cgroups: list[Path]) -> list[int]:
+    epoll = select.epoll()
+    fds = [os.open(cgroup / "memory.events.local", os.O_RDONLY) for cgroup in cgroups]
+    for fd in fds:
+        os.pread(fd, 1000, 0)
+        epoll.register(fd, select.EPOLLPRI)
+    fds.append(os.dup(epoll.fileno()))
+    epoll.close()
+    return fds
+
+
+def test_the_cost_in_kernel_memory(memcg2: Path, figure: dict[str, object]) -> None:
+    """Stated, beside other designs; that it is the least of them is what is asserted."""
+    cgroups = [make(memcg2 / f"c{i}") for i in range(2000)]
+    costs = {}
+    with (
+        limited("max_user_watches", 100_000),
+        limited("max_user_instances", 10_000),
+        raised_descriptors(10_000),
+        Monitor() as monitor,
+    ):
+        for name, begin in (
+            ("one instance for all", monitor.watch_many),
+            ("an instance each", one_instance_each),
+            ("a descriptor each", one_descriptor_each),
+        ):
+            put(Path("/proc/sys/vm/drop_caches"), "2")
+            before = slab()
+            kept = begin(cgroups)
+            put(Path("/proc/sys/vm/drop_caches"), "2")
+            costs[name] = (slab() - before) / len(cgroups)
+            for one in kept:
+                os.close(one) if isinstance(one, int) else one.close()
+    figure |= {name: f"{cost:.0f} B" for name, cost in costs.items()}
+    assert min(costs, key=lambda name: costs[name]) == "one instance for all"
+
+
+@contextmanager
+def raised_descriptors(limit: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, before[1])))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
