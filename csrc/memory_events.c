@@ -100,9 +100,7 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
     struct stat status;
     int directory_fd, control_fd = -1, rc;
 
-    row->step = MEMCG_STEP_CGROUP;
-    row->follower = -EBADF;
-    row->subtree.oom_kill = -ENODATA;
+    *row = (struct memcg_attachment){.step = MEMCG_STEP_CGROUP, .follower = -EBADF, .subtree = {.oom_kill = -ENODATA}};
     directory_fd = memcg_open_control(-1, device, id ? *id : 0, paths, "");
     if (directory_fd < 0)
         return directory_fd;

@@ -428,6 +428,96 @@ static void parsing(const char *cgroup)
     MUST(memcg_read_kills(-1) == -EBADF);
 }
 
+static struct memcg_attachments *attachments(int inotify_fd)
+{
+    struct memcg_attachments *made = malloc(sizeof(*made) + MANY * sizeof(made->rows[0]));
+
+    MUST(made != NULL);
+    *made = (struct memcg_attachments){.inotify_fd = inotify_fd, .follow = 1};
+    return made;
+}
+
+static void put(const char *directory, const char *file, const char *text)
+{
+    char path[PATH_MAX];
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/%s", directory, file);
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    MUST(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    close(fd);
+}
+
+/* A cgroup of version 2 made of plain files, which inotify tells of as it does of real ones. */
+static void version_2(void)
+{
+    char directory[] = "/tmp/memcg-oom-driver-XXXXXX", paths[MANY * PATH_MAX], file[PATH_MAX], events[4096];
+    int before = open_descriptors(), inotify_fd = memcg_inotify_open(), watch;
+    struct memcg_attachments *made = attachments(inotify_fd);
+    struct memcg_attachment *row = made->rows;
+    struct memcg_counters counters[MANY];
+    uint64_t ids[MANY], device;
+    struct stat status;
+
+    MUST(mkdtemp(directory) != NULL && stat(directory, &status) == 0 && inotify_fd >= 0);
+    device = status.st_dev;
+    repeat(paths, directory, MANY);
+    ids[0] = status.st_ino;
+
+    memcg_attach_many(device, ids, paths, 1, made); /* without the memory controller */
+    MUST(row->watch == -ENOENT && row->step == MEMCG_STEP_CONTROL_FILE && row->control_id == 0 && row->follower > 0);
+    put(directory, "memory.events.local", "low 0\nhigh 4\nmax 5\noom 2\noom_kill 1\noom_group_kill 3\n");
+    put(directory, "memory.events", "low 0\nhigh 14\nmax 15\noom 12\noom_kill 11\nunheard_of 99\n");
+    memcg_attach_many(device, ids, paths, 1, made);
+    MUST(row->watch > 0 && row->directory_id == ids[0] && made->count == 1 && row->children == 0);
+    MUST(row->before.oom_kill == 1 && row->before.oom == 2 && row->before.oom_group_kill == 3);
+    MUST(row->after.max == 5 && row->after.high == 4);
+    MUST(row->subtree.oom_kill == 11 && row->subtree.oom == 12 && row->subtree.oom_group_kill == 0);
+    watch = row->watch;
+    memcg_attach_many(device, NULL, paths, MANY, made);
+    for (int i = 0; i < MANY; i++) {
+        MUST(made->rows[i].watch == watch); /* one file, one watch */
+        ids[i] = row->control_id;
+    }
+    memcg_attach_many(device + 1, NULL, paths, 1, made);
+    MUST(row->watch == -EXDEV);
+    memcg_attach_many(device, ids, paths, 1, made);
+    MUST(row->watch == -ESTALE); /* that is the id of another file */
+    memcg_attach_many(device, NULL, "/no/such", 1, made);
+    MUST(row->watch == -ENOENT && row->step == MEMCG_STEP_CGROUP && row->directory_id == 0);
+    made->inotify_fd = -1;
+    made->follow = 0;
+    memcg_attach_many(device, NULL, paths, 1, made);
+    MUST(row->watch == -EBADF && row->step == MEMCG_STEP_FOLLOW && row->after.oom_kill == 1 && row->control_id);
+
+    memcg_count_many(-1, device, ids, paths, MANY, counters);
+    MUST(counters[MANY - 1].oom_kill == 1 && counters[MANY - 1].high == 4);
+    ids[1]++;
+    memcg_count_many(-1, device, ids, paths, 2, counters);
+    MUST(counters[0].oom_kill == 1 && counters[1].oom_kill == -ESTALE && counters[1].max == 0);
+    ids[0] = status.st_ino;
+    memcg_subtree_many(device, ids, paths, 1, counters);
+    MUST(counters[0].oom_kill == 11 && counters[0].max == 15);
+    put(directory, "memory.events", "oom_kill many\n");
+    memcg_subtree_many(device, ids, paths, 1, counters);
+    MUST(counters[0].oom_kill == -EBADMSG);
+    put(directory, "memory.events.local", "oom 7\n");
+    snprintf(file, sizeof(file), "%s/memory.events.local", directory);
+    MUST(read(inotify_fd, events, sizeof(events)) > 0);
+    MUST(memcg_inotify_add_file(inotify_fd, file) == watch && memcg_inotify_add_file(-1, file) == -EBADF);
+    memcg_subtree_many(device, ids, "/no/such", 1, counters);
+    MUST(counters[0].oom_kill == -ENOENT);
+    memcg_attach_many(device, NULL, paths, 1, made);
+    MUST(row->watch == -ENODATA); /* a kernel without the counter */
+
+    MUST(unlink(file) == 0);
+    snprintf(file, sizeof(file), "%s/memory.events", directory);
+    MUST(unlink(file) == 0 && rmdir(directory) == 0);
+    close(inotify_fd);
+    free(made);
+    MUST(open_descriptors() == before);
+}
+
 int main(int argc, char **argv)
 {
     struct stat status;
@@ -446,5 +536,6 @@ int main(int argc, char **argv)
     listing(argv[1]);
     following(argv[1]);
     unread();
+    version_2();
     return 0;
 }
