@@ -10,11 +10,15 @@ SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
 # What gcc must find nothing in.
 WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
 
-.PHONY: help demo test bench soak lint sanitize wheel clean
+# Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
+KERNELS ?=
+
+.PHONY: help demo test test-kernels bench soak lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
 	@echo "make test      every test that this machine allows"
+	@echo "make test-kernels  the wheel on other kernels, in virtual machines (KERNELS=\"6.1:v2 /boot/vmlinuz:v2\" picks)"
 	@echo "make bench     the benchmarks, peers side by side (root)"
 	@echo "make soak      ten minutes of creation, kills, renames and removals, with figures (root)"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
@@ -26,6 +30,9 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-kernels: wheel
+	@$(BIN)/python -m tests.vm.matrix dist/*.whl $(KERNELS)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.register

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 _MORE_FDS = "raise RLIMIT_NOFILE (ulimit -n; LimitNOFILE= in a systemd unit)"
 
+# What inotify refuses a watch for, and what to do about it: inotify(7).
+_INOTIFY_LIMITS = {
+    errno.ENOSPC: ("no inotify watches left for more cgroups", "raise fs.inotify.max_user_watches"),
+    errno.EMFILE: ("no inotify instance left to follow cgroups with", "raise fs.inotify.max_user_instances"),
+}
+
 
 class _Cause:
     """One that there is, or was."""
@@ -56,17 +62,22 @@ class Complaints:
             _MORE_FDS if error in NO_FDS else "let the watcher read memory.oom_control",
         )
 
-    def polled(self, error: OSError, events: list[Event]) -> list[Change]:
-        """A cgroup of a tree that could not be registered."""
+    def polled(self, error: OSError, of_inotify: bool, events: list[Event]) -> list[Change]:
+        """A cgroup of a tree that could not be registered; of_inotify: it was a watch that was refused."""
         number = error.errno or errno.EIO
+        if of_inotify and number in _INOTIFY_LIMITS:
+            what, remedy = _INOTIFY_LIMITS[number]
+        elif number in NO_FDS:
+            what, remedy = "no descriptors left for more registrations", _MORE_FDS
+        else:
+            what = f"cgroups cannot be registered: {os.fsdecode(error.filename)}: {error.strerror}"
+            remedy = "watch as root, on a kernel and a mount that allow registrations"
         return self._once(
-            ("registration", number),
+            ("registration", of_inotify, number),
             events,
-            f"cgroups cannot be registered: {os.fsdecode(error.filename)}: {error.strerror}"
-            if number not in NO_FDS
-            else "no descriptors left for more registrations",
+            what,
             "they are followed by their counters: their kills and removals are told, later; their OOMs are not",
-            _MORE_FDS if number in NO_FDS else "watch as root, on a kernel and a mount that allow registrations",
+            remedy,
         )
 
     def undiscovered(self, error: int, events: list[Event]) -> list[Change]:

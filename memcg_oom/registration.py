@@ -329,8 +329,10 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
         return os_error(errno.EMFILE, cgroup, "no inotify instance left; raise fs.inotify.max_user_instances")
     if error in NO_FDS:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
-    # ENODEV comes from a file that was open: whatever is at the path now, that cgroup has gone.
-    if step != lib.MEMCG_STEP_CGROUP and (error == errno.ENODEV or (error in GONE and _is_removed(cgroup))):
+    # ENODEV comes from a file that was open, ESTALE from a cgroup that is not the one meant: whatever is at the path
+    # now, that cgroup has gone.
+    is_gone = error == errno.ENODEV or (error in GONE and _is_removed(cgroup))
+    if error == errno.ESTALE or (step != lib.MEMCG_STEP_CGROUP and is_gone):
         return FileNotFoundError(errno.ENOENT, "the cgroup was removed while it was being registered", cgroup)
     file = {
         lib.MEMCG_STEP_CONTROL_FILE: os.path.join(cgroup, control_file),

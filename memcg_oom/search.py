@@ -17,6 +17,7 @@ import os
 import resource
 import stat
 
+from memcg_oom._native import lib
 from memcg_oom.errors import off_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE
@@ -246,8 +247,8 @@ class Search:
         else:
             place = self._hierarchy.child(newcomer.parent, newcomer.name, newcomer.directory_id, row.control_id)
         if row.descriptor < 0 and not is_off:
-            trouble = row.error()
-            self.troubles.append(lambda complaints, events: complaints.polled(trouble, events))
+            trouble, of_inotify = row.error(), row.step == lib.MEMCG_STEP_FOLLOW
+            self.troubles.append(lambda complaints, events: complaints.polled(trouble, of_inotify, events))
         self._note_following(place, self.tree._source.followed(place.directory_id, row.follower))
         self.found.append(row.found(place, born=self._is_born(newcomer)))
         return place

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 # What the tests share is imported as tests.support, from wherever this folder was copied to.
 sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(HERE)]
 
-from tests.support import control_memory, is_v2, make  # noqa: E402 - see above
+from tests.support import control_memory, is_v2, make, why_no_fanotify  # noqa: E402 - see above
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,8 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mount = memory_mount()
+    # On a machine where the whole ring is skipped, that is the reason to give.
+    why_not = why_no_fanotify(mount.point) if mount is not None and not _why_not_real() else ""
     for item in items:
-        item.add_marker(item.path.relative_to(HERE).parts[0])
+        ring = item.path.relative_to(HERE).parts[0]
+        item.add_marker(ring)
+        if why_not and ring == "real" and "fanotify" in item.name:
+            item.add_marker(pytest.mark.skip(reason=why_not))
 
 
 _ran: collections.Counter[str] = collections.Counter()

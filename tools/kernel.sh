@@ -1,15 +1,20 @@
 #!/bin/sh
-# kernel.sh SUITE DIR: puts the newest cloud kernel of a Debian suite (bookworm, trixie-backports, ...) into DIR/vmlinuz,
-# and its name into DIR/release. Installs nothing: it has an apt of its own, with the system's mirror and keys.
+# kernel.sh SUITE SERIES DIR: puts the newest cloud kernel of a series (6.1) that a Debian suite has (bookworm) into
+# DIR/vmlinuz, and its name into DIR/release; for the series "newest" the suite's newest.
+# Installs nothing: it has an apt of its own, with the system's mirror and keys.
 set -eu
 suite=$1
-dir=$2
+series=$2
+dir=$3
+mkdir -p "$dir"
+exec 9>"$dir/lock"
+flock 9
 [ -s "$dir/vmlinuz" ] && exit 0
 
 apt=$(mktemp -d)
 trap 'rm -rf "$apt"' EXIT
 chmod 755 "$apt"
-mkdir -p "$dir" "$apt/etc/sources.list.d" "$apt/etc/preferences.d" "$apt/etc/apt.conf.d" "$apt/lists/partial" \
+mkdir -p "$apt/etc/sources.list.d" "$apt/etc/preferences.d" "$apt/etc/apt.conf.d" "$apt/lists/partial" \
 	"$apt/cache/archives/partial" "$apt/package" "$apt/files"
 mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)
 [ -n "$mirror" ] || mirror=$(awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }' /etc/apt/sources.list)
@@ -21,8 +26,9 @@ Acquire::Check-Valid-Until "false"; Acquire::Check-Date "false"; Acquire::Langua
 EOF
 export APT_CONFIG="$apt/apt.conf"
 apt-get -qq update >&2
-image=$(apt-cache show --no-all-versions linux-image-cloud-amd64 | grep -oE 'linux-image-[0-9][^ ,]*-cloud-amd64' | head -n 1)
-[ -n "$image" ] || { echo "$suite has no cloud kernel for amd64" >&2; exit 1; }
+[ "$series" = newest ] && pattern='[0-9]' || pattern="$(echo "$series" | sed 's/\./\\./g')\\."
+image=$(apt-cache pkgnames linux-image- | grep -E "^linux-image-$pattern.*-cloud-amd64\$" | sort -V | tail -n 1)
+[ -n "$image" ] || { echo "$suite has no cloud kernel $series for amd64" >&2; exit 1; }
 # From 6.19 on the kernel itself is in a package of its own.
 package=linux-binary${image#linux-image}
 apt-cache show "$package" >/dev/null 2>&1 || package=$image

@@ -184,7 +184,7 @@ def test_watch_says_what_is_missing_also_where_only_kills_are_wanted(memcg: Path
     """With next to no descriptors left cgroups are followed by their counters."""
     for number in range(60):
         make(memcg / str(number))
-    few = ("prlimit", "--nofile=64:64")
+    few = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
     with started("watch", "--events", "oom_kill", memcg, wrapper=few) as process:
         assert process.stderr is not None
         said = [process.stderr.readline(), process.stderr.readline()]
@@ -227,7 +227,7 @@ def test_a_pipe_that_closes_ends_watch_quietly(memcg: Path, hog: str) -> None:
         (["/no/such"], "/no/such: No such file or directory"),
         (["--no-tree", "/no/such"], "/no/such: No such file or directory"),
         (["--no-tree", "/sys/fs/cgroup/memory"], "the root cgroup"),
-        (["/usr"], "not a cgroup"),
+        (["/proc"], "not a cgroup"),
     ],
 )
 def test_watch_says_in_one_line_what_is_wrong_with_a_path(playground: Path, arguments: list[str], words: str) -> None:

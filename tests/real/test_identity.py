@@ -48,7 +48,7 @@ for number in range(rounds):
     wanted.append((watch, independent, independent.read() or 0, number % 3 != 2))
     os.rmdir(path)
 assert not is_by_id(monitor)
-while not all(watch.removed for watch, *_ in wanted):
+while not all(type(told.get(watch, [None])[-1]) is Removed for watch, *_ in wanted):
     threading.Event().wait(0.01)
 monitor.close()
 thread.join()

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Coroutine
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def run_asyncio(main: Coroutine[Any, Any, None]) -> None:
 
 
 def run_uvloop(main: Coroutine[Any, Any, None]) -> None:
-    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
+    import uvloop
+
     loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(main)
@@ -41,7 +43,10 @@ def _uvloop_has_started() -> None:
     uvloop.new_event_loop().close()
 
 
-both_loops = pytest.mark.parametrize("run", [run_asyncio, run_uvloop], ids=["asyncio", "uvloop"])
+without_uvloop = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+both_loops = pytest.mark.parametrize(
+    "run", [run_asyncio, pytest.param(run_uvloop, marks=without_uvloop)], ids=["asyncio", "uvloop"]
+)
 
 
 def kill_and_remove(hog: str, cgroup: Path) -> None:

@@ -9,11 +9,9 @@ import pytest
 
 from memcg_oom import Monitor, Watch
 from memcg_oom.hierarchy import Hierarchy
-from tests.support import Independent, Reader, make, remove, run_hog, take_until
+from tests.support import MISSED, Independent, Reader, make, remove, run_hog, take_until
 
 ROUNDS = int(os.environ.get("MEMCG_OOM_ROUNDS", "1000"))
-# The share of kills that may be unresolved; on an emulated processor a wake-up takes as long as a kill and a removal.
-MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.01"))
 
 
 def race(reader: Reader, hog: str, parent: Path, rounds: int) -> dict[Watch, tuple[int, int]]:

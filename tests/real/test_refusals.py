@@ -393,12 +393,13 @@ def test_skip_gone_while_another_process_removes_them(memcg: Path, way_to_open: 
 
 # As nobody, who has been told all modules before: the package may lie where nobody can read.
 AS_NOBODY = """
-import os, sys
+import ctypes, os, sys
 import memcg_oom, memcg_oom.monitor, memcg_oom.registration, memcg_oom.v1
 good, bad = sys.argv[1:]
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: older kernels let nobody else list the process's descriptors
 with memcg_oom.Monitor() as monitor:
     for call in (
         lambda: monitor.watch(bad),

@@ -759,7 +759,7 @@ monitor.close()
         ((CAP_SYS_ADMIN,), "True PermissionError inotify"),
         ((CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN), "False PermissionError inotify"),
     ],
-    ids=["all rights", "by path", "by inotify", "by path and inotify"],
+    ids=["by fanotify", "by path and fanotify", "by inotify", "by path and inotify"],
 )
 def test_without_privileges(memcg: Path, hog: str, missing: tuple[int, ...], said: str) -> None:
     code, out, err = run_python(DROP + RIGHTS, hog, memcg, " ".join(map(str, missing)))

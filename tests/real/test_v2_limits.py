@@ -81,7 +81,7 @@ def test_no_watches_left(memcg2: Path, hog: str) -> None:
         assert set(ledger.removals.values()) == {1}
         assert held(tree) == standing(memcg2)
         degraded = [event for event in ledger.other if isinstance(event, Degraded)]
-        assert any("max_user_watches" in event.remedy for event in degraded)
+        assert any("max_user_watches" in event.remedy for event in degraded), degraded
         assert len({event.what for event in degraded}) == len(degraded) == len(ledger.other)
 
 
@@ -100,12 +100,16 @@ def test_no_instance_left(memcg2: Path, hog: str) -> None:
         take_until(monitor, lambda ledger: ledger.removals[one], ledger)
         take_until_quiet(monitor, ledger)
         assert (ledger.kills[one], ledger.removals[one]) == (1, 1)
+        degraded = [event for event in ledger.other if isinstance(event, Degraded)]
+        assert degraded == ledger.other
+        assert any("max_user_instances" in event.remedy for event in degraded), degraded
+        assert not any("RLIMIT_NOFILE (" in event.remedy for event in degraded), degraded
 
 
 def test_a_queue_that_overflows(memcg2: Path, hog: str) -> None:
     before = event_count(memcg2, "oom_kill", below=True)
     with limited("max_queued_events", 16), Monitor() as monitor:
-        tree = monitor.watch_tree(memcg2)
+        tree = monitor.watch_tree(memcg2, source="inotify")
         cgroups = [make(memcg2 / f"c{i}", "1M") for i in range(60)]
         for cgroup in cgroups:
             run_hog(hog, cgroup)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,13 +31,23 @@ SITE_PACKAGES = (
     "pygments",
     "_cffi_backend",
 )
+# Where Debian has the newest kernel of a series. The last one is whatever is the newest of all.
+SUITES = {
+    "5.10": "bullseye",
+    "6.1": "bookworm",
+    "6.12": "trixie",
+    "6.18": "trixie-backports",
+    "newest": "trixie-backports",
+}
+
 UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages")
 
 INIT = """\
 #!/bin/sh
 export PATH=/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONHOME={prefix} MEMCG_OOM_HOG=/hog
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
-mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm
+mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t devpts pts /dev/pts
+ulimit -n 20000
 case " $(cat /proc/cmdline) " in
 *" cg=v1 "*)
   mount -t tmpfs cg /sys/fs/cgroup
@@ -45,6 +56,7 @@ case " $(cat /proc/cmdline) " in
 *) mount -t cgroup2 none /sys/fs/cgroup;;
 esac
 cd /work && sh /command; echo "EXIT-CODE=$?"
+if [ -f /results ]; then stty raw < /dev/ttyS1; cat /results > /dev/ttyS1; fi
 poweroff -f
 """
 
@@ -60,15 +72,15 @@ def missing() -> str:
     return f"missing: apt-get install --no-install-recommends {' '.join(packages)}" if packages else ""
 
 
-def kernel(suite: str) -> Path:
-    """The newest cloud kernel of a Debian suite, from the cache or Debian's mirror."""
-    directory = CACHE / "kernels" / suite
-    subprocess.run([ROOT / "tools" / "kernel.sh", suite, directory], check=True)
+def kernel(series: str) -> Path:
+    """The newest cloud kernel of a series, from the cache or Debian's mirror."""
+    directory = CACHE / "kernels" / series
+    subprocess.run([ROOT / "tools" / "kernel.sh", SUITES[series], series, directory], check=True)
     return directory / "vmlinuz"
 
 
-def initramfs(target: Path, hog: str) -> Path:
-    """Packs the file system that every machine starts with."""
+def initramfs(target: Path, hog: str, wheel: Path | None = None) -> Path:
+    """Packs the file system that every machine starts with; the package is in it as installed here, or from a wheel."""
     root = target / "root"
     for directory in ("bin", "proc", "sys", "dev", "tmp", "root", "etc", "work"):
         (root / directory).mkdir(parents=True)
@@ -78,16 +90,20 @@ def initramfs(target: Path, hog: str) -> Path:
             (root / "bin" / name).symlink_to("busybox")
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
     shutil.copy(hog, root / "hog")
-    for name in ("tests", "docs", "pyproject.toml"):
+    for name in ("tests", "docs", "README.md", "pyproject.toml"):
         copy(ROOT / name, root / "work" / name)
-    _python(root)
+    site_packages = _python(root)
+    if wheel is not None:
+        shutil.rmtree(site_packages / "memcg_oom")
+        shutil.unpack_archive(wheel, site_packages, "zip")
     init = root / "init"
     init.write_text(INIT.format(prefix=sys.base_prefix))
     init.chmod(0o755)
     return _pack(root, target / "base.cpio.gz")
 
 
-def _python(root: Path) -> None:
+def _python(root: Path) -> Path:
+    """Copies the interpreter and what the tests need; returns where packages are."""
     executable = Path(sys.executable).resolve()
     library = Path(sysconfig.get_path("stdlib"))
     copy(library, root / library.relative_to("/"), ignore=UNUSED)
@@ -106,6 +122,7 @@ def _python(root: Path) -> None:
     for path in sorted(set(re.findall(r"(/\S+\.so[.\d]*) \(", listed))):
         if not path.startswith(str(root)):
             copy(Path(path), root / path.lstrip("/"))
+    return inside
 
 
 def copy(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
@@ -124,7 +141,14 @@ def _pack(root: Path, archive: Path) -> Path:
 
 
 def run(
-    vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float = 600, memory: int = 1024
+    vmlinuz: Path,
+    cgroups: str,
+    base: Path,
+    command: str,
+    *,
+    timeout: float = 600,
+    memory: int = 1024,
+    results: Path = Path(os.devnull),
 ) -> tuple[int, str]:
     """Boots, runs a shell command in the folder with the tests, and returns its exit code and all that was printed.
 
@@ -135,19 +159,26 @@ def run(
         command: for the shell.
         timeout: seconds after which the machine counts as hung.
         memory: the machine's, in MiB.
+        results: where to put what the command leaves in /results.
     """
-    output, complaints = boot(vmlinuz, cgroups, base, command, timeout=timeout, memory=memory)
+    output, complaints = boot(vmlinuz, cgroups, base, command, timeout=timeout, memory=memory, results=results)
     code = re.search(r"^EXIT-CODE=(\d+)$", output, re.MULTILINE)
     assert code is not None, f"the machine died before it reported:\n{output}\n{complaints}"
     return int(code[1]), output
 
 
 def boot(
-    vmlinuz: Path, cgroups: str, base: Path, command: str, *, timeout: float, memory: int = 1024
+    vmlinuz: Path,
+    cgroups: str,
+    base: Path,
+    command: str,
+    *,
+    timeout: float,
+    memory: int = 1024,
+    results: Path = Path(os.devnull),
 ) -> tuple[str, str]:
     """Boots, runs a shell command and waits for the machine's end, whichever; returns what it printed, and QEMU."""
-    root = base.parent / f"command-{cgroups}-{abs(hash(command))}"
-    root.mkdir()
+    root = Path(tempfile.mkdtemp(prefix="command-", dir=base.parent))
     (root / "command").write_text(command + "\n")
     extra = _pack(root, base.parent / f"{root.name}.cpio.gz")
     initrd = base.parent / f"{root.name}.initrd"
@@ -155,7 +186,7 @@ def boot(
     done = subprocess.run(
         [
             *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
-            *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
+            *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", f"file:{results}"),
             *("-kernel", vmlinuz, "-initrd", initrd, "-append", f"console=ttyS0 quiet panic=-1 cg={cgroups} "),
         ],
         check=False,

@@ -18,7 +18,7 @@ def passed(output: str) -> int:
 
 def test_kills_that_are_signalled_to_nobody_are_told(base: Path) -> None:
     command = f"{PYTEST}/unsignalled.py"
-    code, output = machine.run(machine.kernel("bookworm"), "v1", base, command, timeout=600, memory=512)
+    code, output = machine.run(machine.kernel("6.1"), "v1", base, command, timeout=600, memory=512)
     assert code == 0, output
     assert passed(output) == 15, output
 
@@ -29,7 +29,7 @@ def test_the_oom_that_a_kernel_panics_of_is_told_before(base: Path, figure: dict
     # anything but its turn loses all of them.
     for attempt in ("first", "second", "third"):
         command = f"echo {attempt}; python3 tests/vm/inside/panic.py"
-        output, complaints = machine.boot(machine.kernel("bookworm"), "v1", base, command, timeout=300)
+        output, complaints = machine.boot(machine.kernel("6.1"), "v1", base, command, timeout=300)
         panic = output.find("Kernel panic - not syncing: Out of memory: compulsory panic_on_oom is enabled")
         assert panic >= 0, f"{output}\n{complaints}"
         told = output.find("told: Oom of /sys/fs/cgroup/memory/last\n")
@@ -45,7 +45,7 @@ def test_the_oom_that_a_kernel_panics_of_is_told_before(base: Path, figure: dict
 
 def test_65000_cgroups_are_watched_in_one_monitor(base: Path, figure: dict[str, object]) -> None:
     command = f"{PYTEST}/many.py"
-    code, output = machine.run(machine.kernel("bookworm"), "v1", base, command, timeout=900, memory=4096)
+    code, output = machine.run(machine.kernel("6.1"), "v1", base, command, timeout=900, memory=4096)
     assert code == 0, output
     assert passed(output) == 1, output
     figures = re.search(r"^test_65000_cgroups_in_one_monitor: (.*)$", output, re.MULTILINE)
