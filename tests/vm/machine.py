@@ -179,6 +179,7 @@ def boot(
 ) -> tuple[str, str]:
     """Boots, runs a shell command and waits for the machine's end, whichever; returns what it printed, and QEMU."""
     root = Path(tempfile.mkdtemp(prefix="command-", dir=base.parent))
+    root.chmod(0o755)  # it becomes the machine's own /, which nobody could enter as it is made
     (root / "command").write_text(command + "\n")
     extra = _pack(root, base.parent / f"{root.name}.cpio.gz")
     initrd = base.parent / f"{root.name}.initrd"
