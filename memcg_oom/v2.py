@@ -606,15 +606,16 @@ class V2Watches(Watches):
         if (kills or ooms) and ancestor is not None:
             entry.add(ancestor, kills, ooms)
             strangers = ancestor in self._strangers
-            for counts, whose in (
-                ((0, ooms), [node for node in group if node.counters]),
-                ((kills, 0), suspects(group)),
-            ):
-                if any(counts):
-                    if len(whose) == 1 and not strangers:
-                        changes += self._last(whose[0], *counts, time_ns, events)
-                    else:
-                        events.append(Unattributed(time_ns=time_ns, count=counts[0], ooms=counts[1]))
+            owners = [node for node in group if node.counters]
+            if ooms and len(owners) == 1 and not strangers:
+                changes += self._last(owners[0], 0, ooms, time_ns, events)
+                ooms = 0
+            victims = suspects(group)
+            if kills and len(victims) == 1 and not strangers:
+                changes += self._last(victims[0], kills, 0, time_ns, events)
+                kills = 0
+            if kills or ooms:
+                events.append(Unattributed(time_ns=time_ns, count=kills, ooms=ooms))
         # A cgroup goes after those that were in it.
         for node in sorted(group, key=lambda node: -node.place.path.count("/")):
             if node.state == SWITCHED_OFF:

@@ -50,7 +50,7 @@ def started(*arguments: object, wrapper: tuple[str, ...] = (), **options: Any) -
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=PATIENCE)  # whoever it has left behind may hold the pipes
 
 
 @contextmanager
@@ -295,10 +295,11 @@ def test_run_takes_what_the_command_leaves_behind_with_it(playground: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 def test_run_sends_signals_on_to_the_command(playground: Path, number: signal.Signals) -> None:
     script = f"""
-import os, signal
+import os, signal, time
 signal.signal({int(number)}, lambda *_: os._exit(42))
 print("up", flush=True)
-signal.pause()
+while True:  # a signal just before pause(2) would find it asleep for good
+    time.sleep(0.05)
 """
     with started("run", "--parent", playground, "--", sys.executable, "-c", script) as process:
         assert process.stdout is not None

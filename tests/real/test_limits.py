@@ -55,9 +55,12 @@ def test_more_cgroups_than_descriptors(
         assert len(monitor.watches) == len(crowd) + 1
         assert limit - HEADROOM - 100 < signalled < limit - HEADROOM
         ledger = take_until(monitor, lambda ledger: ledger.other)
-        [degraded] = ledger.other
-        assert isinstance(degraded, Degraded)
-        assert "RLIMIT_NOFILE" in degraded.remedy
+        degraded = list(ledger.other)
+        remedies = [event.remedy for event in degraded if isinstance(event, Degraded)]
+        assert "RLIMIT_NOFILE" in remedies[0]
+        # Kernels before 5.11 have 8,192 inotify watches for everybody; that is a limit of its own.
+        assert all("max_user_watches" in remedy for remedy in remedies[1:])
+        assert len(degraded) == len(remedies) <= (2 if source == "inotify" else 1)
 
         # What is left is left to others; a watch of one cgroup takes it, and says so when there is no more.
         taken = []
@@ -87,5 +90,5 @@ def test_more_cgroups_than_descriptors(
         take_until_quiet(monitor, ledger)
         assert ledger.removals == dict.fromkeys(watches, 1)
         assert ledger.kills == dict.fromkeys(watches, 1)
-        assert ledger.other == [degraded]
+        assert ledger.other == degraded
         assert_totals(tree, ledger)

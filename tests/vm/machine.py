@@ -1,7 +1,8 @@
 """A virtual machine with a kernel of Debian's, for as long as one command takes.
 
-The kernel boots with an initramfs of busybox, this very Python, pytest, the package as built here, and its tests. No
-disk, no network; always QEMU's own emulation, because a /dev/kvm may exist and hang.
+The kernel boots with an initramfs of busybox, this very Python, pytest, the package as built here, and its tests; or,
+where systemd is to be in charge, of a small Debian. No disk, no network; always QEMU's own emulation, because a
+/dev/kvm may exist and hang.
 """
 
 from __future__ import annotations
@@ -60,10 +61,25 @@ if [ -f /results ]; then stty raw < /dev/ttyS1; cat /results > /dev/ttyS1; fi
 poweroff -f
 """
 
+# What systemd starts as its last; the machine goes when it has ended.
+UNIT = """\
+[Unit]
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
+[Service]
+Type=oneshot
+WorkingDirectory=/work
+Environment=PYTHONDONTWRITEBYTECODE=1 MEMCG_OOM_HOG=/hog LANG=C.UTF-8
+StandardOutput=file:/dev/ttyS0
+StandardError=inherit
+ExecStart=/bin/sh -c 'sh /command; echo "EXIT-CODE=$$?"'
+"""
 
-def missing() -> str:
-    """Why no machine can be started here; empty where one can."""
+
+def missing(*more: str) -> str:
+    """Why no machine can be started here, or what else is needed for it; empty where one can."""
     programs = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
+    programs |= {program: program for program in more}
     packages = [package for program, package in programs.items() if shutil.which(program) is None]
     if os.uname().machine != "x86_64":
         return f"the kernels are for x86_64, not {os.uname().machine}"
@@ -100,6 +116,30 @@ def initramfs(target: Path, hog: str, wheel: Path | None = None) -> Path:
     init.write_text(INIT.format(prefix=sys.base_prefix))
     init.chmod(0o755)
     return _pack(root, target / "base.cpio.gz")
+
+
+def systemd_initramfs(target: Path, hog: str) -> Path:
+    """Packs a Debian that systemd boots, with the package as installed here on cgroup v2."""
+    debian = CACHE / "systemd" / "root.cpio.gz"
+    subprocess.run([ROOT / "tools" / "systemd_root.sh", debian], check=True)
+    root = target / "systemd"
+    units = root / "etc" / "systemd" / "system"
+    (units / "multi-user.target.wants").mkdir(parents=True)
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+    (units / "command.service").write_text(UNIT)
+    (units / "multi-user.target.wants" / "command.service").symlink_to("../command.service")
+    (units / "serial-getty@.service").symlink_to("/dev/null")
+    copy(ROOT / "memcg_oom", root / "usr/lib/python3/dist-packages/memcg_oom")
+    program = root / "usr" / "bin" / "memcg-oom"
+    program.parent.mkdir()
+    program.write_text("#!/usr/bin/python3\nfrom memcg_oom.command import main\nraise SystemExit(main())\n")
+    program.chmod(0o755)
+    shutil.copy(hog, root / "hog")
+    copy(ROOT / "tests", root / "work" / "tests")
+    extra = _pack(root, target / "systemd-extra.cpio.gz")
+    base = target / "systemd.cpio.gz"
+    base.write_bytes(debian.read_bytes() + extra.read_bytes())
+    return base
 
 
 def _python(root: Path) -> Path:
