@@ -57,9 +57,9 @@ class Complaints:
         return self._once(
             ("look", error),
             events,
-            f"memory.oom_control cannot be read: {os.strerror(error)}",
+            f"the counters of a cgroup cannot be read: {os.strerror(error)}",
             "events of cgroups in trouble wait until it can be read; kills may become unresolved",
-            _MORE_FDS if error in NO_FDS else "let the watcher read memory.oom_control",
+            _MORE_FDS if error in NO_FDS else "let the watcher read memory.oom_control, on v2 memory.events.local",
         )
 
     def polled(self, error: OSError, of_inotify: bool, events: list[Event]) -> list[Change]:
@@ -114,6 +114,16 @@ class Complaints:
             f"the queue of {kind} was full: cgroups came and went faster than they were taken note of",
             "all directories are listed again; kills in cgroups that came and went meanwhile are unattributed",
             f"raise fs.{kind}.max_queued_events",
+        )
+
+    def no_account(self, events: list[Event]) -> list[Change]:
+        """A tree that is not the whole host, where memory.events leaves out what is below."""
+        return self._once(
+            "localevents",
+            events,
+            "the hierarchy is mounted with memory_localevents: no cgroup counts what was below it",
+            "a kill right before its cgroup is removed may not be told; Removed.unresolved has OOMs without an answer",
+            "watch the tree of the hierarchy's root, which the host's counter accounts for, or remount it without",
         )
 
     def no_log(self, error: OSError, period: float, events: list[Event]) -> list[Change]:

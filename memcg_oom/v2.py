@@ -114,6 +114,8 @@ class V2Watches(Watches):
             events: list[Event] = []
             changes = told(watches, time_ns, events)
             changes += [(watch, "closed", False) for watch in watches]
+            if tree is not None and self._is_local and not self._is_accounted_by_host(tree):
+                changes += self._complaints.no_account(events)
             entry = Entry(self._ledger)
             members: dict[Node, list[Watch]] = {}
             for watch, node, one in zip(watches, nodes, found, strict=True):
@@ -221,6 +223,11 @@ class V2Watches(Watches):
     def _is_local(self) -> bool:
         """Whether memory.events leaves out what is below."""
         return self.hierarchy is not None and self.hierarchy.mount.local_events
+
+    def _is_accounted_by_host(self, tree: TreeWatch) -> bool:
+        """Whether the kills in a tree that nobody was told of are missing in the ledger of the host."""
+        assert self.hierarchy is not None
+        return self.covering is not None or self.hierarchy.is_root(tree._place.directory_id)
 
     # -- the nodes
 

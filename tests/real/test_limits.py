@@ -57,10 +57,10 @@ def test_more_cgroups_than_descriptors(
         ledger = take_until(monitor, lambda ledger: ledger.other)
         degraded = list(ledger.other)
         remedies = [event.remedy for event in degraded if isinstance(event, Degraded)]
-        assert "RLIMIT_NOFILE" in remedies[0]
-        # Kernels before 5.11 have 8,192 inotify watches for everybody; that is a limit of its own.
-        assert all("max_user_watches" in remedy for remedy in remedies[1:])
-        assert len(degraded) == len(remedies) <= (2 if source == "inotify" else 1)
+        assert sum("RLIMIT_NOFILE" in remedy for remedy in remedies) == 1
+        # A small machine has fewer inotify watches than there are cgroups here, which is a limit of its own.
+        assert sum("max_user_watches" in remedy for remedy in remedies) == len(degraded) - 1
+        assert len(degraded) <= (2 if source == "inotify" else 1)
 
         # What is left is left to others; a watch of one cgroup takes it, and says so when there is no more.
         taken = []

@@ -167,6 +167,26 @@ def test_max_and_high_are_told_when_asked_for(memcg2: Path, hog: str) -> None:
             monitor.watch(cgroup, also=[Oom])
 
 
+def test_a_removal_with_pending_notifications(memcg2: Path, hog: str) -> None:
+    """The kernel holds news back for up to 10 ms, and rmdir(2) cancels what is held back."""
+    with Monitor() as monitor:
+        tree = monitor.watch_tree(memcg2)
+        ledger, total = Ledger(), 0
+        for i in range(10):
+            cgroup = make(memcg2 / f"c{i}", "1M")
+            catch_up(monitor, tree, memcg2, ledger)
+            one = of(tree, cgroup)
+            run_hog(hog, cgroup, processes=5)
+            kills, ooms = kills_of(cgroup), event_count(cgroup, "oom")
+            cgroup.rmdir()
+            take_until(monitor, lambda ledger: ledger.removals[one], ledger)  # noqa: B023
+            assert (ledger.kills[one], ledger.ooms[one]) == (kills, ooms)
+            total += kills
+        take_until_quiet(monitor, ledger)
+        assert ledger.kills.total() == total == event_count(memcg2, "oom_kill", below=True) >= 50
+        assert not ledger.other
+
+
 def test_a_namesake(memcg2: Path, hog: str) -> None:
     cgroup = make(memcg2 / "a", "4M")
     with Monitor() as monitor:

@@ -24,7 +24,7 @@ ROWS = ("5.10:v1", "5.10:v2", "6.1:v1", "6.1:v2", "6.12:v2", "6.18:v2", "newest:
 # What the kernel has a say in; the rest is the same on every kernel. TESTS= names others.
 TESTS = {
     "v1": ("baseline", "broadcast", "identity", "ledger", "objects", "races", "refusals", "rename", "tree"),
-    "v2": ("v2_events", "v2_limits"),
+    "v2": ("v2_cgroup", "v2_events", "v2_exceptions", "v2_limits"),
 }
 
 # Emulated, so fewer rounds, and more removals that beat the look.

@@ -23,6 +23,12 @@ def test_kills_that_are_signalled_to_nobody_are_told(base: Path) -> None:
     assert passed(output) == 15, output
 
 
+def test_on_cgroup_v2(base: Path) -> None:
+    code, output = machine.run(machine.kernel("6.1"), "v2", base, f"{PYTEST}/host_v2.py", timeout=600, memory=512)
+    assert code == 0, output
+    assert passed(output) == 3, output
+
+
 def test_the_oom_that_a_kernel_panics_of_is_told_before(base: Path, figure: dict[str, object]) -> None:
     # With vm.panic_on_oom=2 the kernel signals, writes a report (a line for each process in the cgroup) and panics. The
     # watcher has as long as the report takes. That is a race, so it is run up to three times; a watcher that waits for
