@@ -26,9 +26,9 @@ MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.01"))
 def churn(top: str, hog: str, seed: str) -> None:
     """A worker: at each line of its input (how many cgroups, how many kills) makes, kills in and removes that many.
 
-    Some of them it renames. Sent to an interpreter of its own as it stands, so it brings along all that it needs. At
-    most twelve of its cgroups stand at a time, some in others. A kill is by the limit of the cgroup, or of the one that
-    it is in. Answers with the kills by the id of the cgroup, and with the ids of all.
+    Some of them it renames, where that can be done. Sent to an interpreter of its own as it stands, so it brings along
+    all that it needs. At most twelve of its cgroups stand at a time, some in others. A kill is by the limit of the
+    cgroup, or of the one that it is in. Answers with the kills by the id of the cgroup, and with the ids of all.
     """
     import json
     import os
@@ -38,7 +38,8 @@ def churn(top: str, hog: str, seed: str) -> None:
     import time
 
     dice = random.Random(int(seed))
-    limit = "memory.limit_in_bytes"
+    v2 = os.path.exists(f"{top}/cgroup.subtree_control")
+    limit, no_limit = ("memory.max", "max") if v2 else ("memory.limit_in_bytes", "-1")
 
     def put(path: str, text: str) -> None:
         fd = os.open(path, os.O_WRONLY)
@@ -68,7 +69,7 @@ def churn(top: str, hog: str, seed: str) -> None:
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             sys.exit(f"the hog in {path} was not killed: {status}")
-        put(f"{limited}/{limit}", "-1")
+        put(f"{limited}/{limit}", no_limit)
 
     made = renames = 0
     for line in sys.stdin:
@@ -78,7 +79,7 @@ def churn(top: str, hog: str, seed: str) -> None:
         kills: dict[int, int] = {}
         gone: list[int] = []
         while to_make or to_kill or standing:
-            if standing and dice.random() < 0.05:
+            if standing and not v2 and dice.random() < 0.05:
                 old = dice.choice(standing)
                 renames += 1
                 new = f"{os.path.dirname(old)}/renamed{renames}"
@@ -95,6 +96,8 @@ def churn(top: str, hog: str, seed: str) -> None:
                 path = f"{dice.choice([top, top, *standing])}/{made}"
                 if path.count("/") - top.count("/") > 3:
                     continue
+                if v2:  # from now on nobody can be killed in that one: it has no processes of its own
+                    put(f"{os.path.dirname(path)}/cgroup.subtree_control", "+memory")
                 os.mkdir(path)
                 ids[path] = os.stat(path).st_ino
                 standing.append(path)
@@ -103,7 +106,7 @@ def churn(top: str, hog: str, seed: str) -> None:
                 # So that the kills are spread over all cgroups, and meet them at any age.
                 if dice.random() * (to_make + 1) < to_kill:
                     to_kill -= 1
-                    victim = dice.choice(standing)
+                    victim = path if v2 else dice.choice(standing)
                     kill(victim)
                     kills[ids[victim]] = kills.get(ids[victim], 0) + 1
             elif leaves:
@@ -277,7 +280,8 @@ class Size:
             self.blocks = sys.getallocatedblocks()
             self.rss = rss()
             watches = monitor._watches.by_key.values()
-            self.fds = len(os.listdir("/proc/self/fd")) - sum(not watch.polled for watch in watches)
+            has_eventfds = not os.path.exists(f"{tree.cgroup}/cgroup.subtree_control")
+            self.fds = len(os.listdir("/proc/self/fd")) - has_eventfds * sum(not watch.polled for watch in watches)
             self.watches = len(watches)
             self.members = len(tree._members)
 

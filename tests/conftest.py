@@ -119,23 +119,27 @@ def playground() -> Iterator[Path]:
 
 @pytest.fixture
 def memcg(playground: Path) -> Iterator[Path]:
-    """A new memory cgroup of version 1, removed afterwards with all that is in it."""
-    if is_v2(playground):
-        pytest.skip("the memory controller of this host is on cgroup v2")
+    """A new memory cgroup, removed afterwards with all that is in it."""
     path = make(playground / uuid.uuid4().hex[:12])
     yield path
     remove_tree(path)
 
 
 @pytest.fixture
-def memcg2(playground: Path) -> Iterator[Path]:
-    """The same of version 2."""
+def memcg1(playground: Path, memcg: Path) -> Path:
+    """The same, of version 1."""
+    if is_v2(playground):
+        pytest.skip("the memory controller of this host is on cgroup v2")
+    return memcg
+
+
+@pytest.fixture
+def memcg2(playground: Path, memcg: Path) -> Path:
+    """The same, of version 2, with the memory controller on in it."""
     if not is_v2(playground):
         pytest.skip("the memory controller of this host is on cgroup v1")
-    path = make(playground / uuid.uuid4().hex[:12])
-    control_memory(path)
-    yield path
-    remove_tree(path)
+    control_memory(memcg)
+    return memcg
 
 
 def remove_tree(path: Path) -> None:

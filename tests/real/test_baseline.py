@@ -29,8 +29,8 @@ from tests.support import (
 Register = Callable[[], Registrations]
 
 
-def test_kills_before_the_watch_are_no_events(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "old", "1M")
+def test_kills_before_the_watch_are_no_events(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "old", "1M")
     for _ in range(3):
         run_hog(hog, cgroup)
     assert kills_of(cgroup) == 3
@@ -54,10 +54,10 @@ def widen(monkeypatch: pytest.MonkeyPatch, registering: Callable[[Register], Reg
 
 
 def test_a_kill_between_the_baseline_and_the_registration(
-    memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is registered yet, so there is no signal; the counter has moved all the same."""
-    cgroup = make(memcg / "early", "1M")
+    cgroup = make(memcg1 / "early", "1M")
     run_hog(hog, cgroup)
 
     def registering(really: Register) -> Registrations:
@@ -78,10 +78,10 @@ def test_a_kill_between_the_baseline_and_the_registration(
 
 @pytest.mark.parametrize("seen_by_the_second_look", [False, True])
 def test_a_kill_between_the_registration_and_the_watch(
-    memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch, seen_by_the_second_look: bool
+    memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch, seen_by_the_second_look: bool
 ) -> None:
     """The signal waits in an eventfd that nobody waits for yet."""
-    cgroup = make(memcg / "meanwhile", "1M")
+    cgroup = make(memcg1 / "meanwhile", "1M")
     independent = Independent(cgroup)
 
     def registering(really: Register) -> Registrations:
@@ -104,9 +104,9 @@ def test_a_kill_between_the_registration_and_the_watch(
 
 
 def test_a_kill_and_the_removal_in_the_moment_of_registration(
-    memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cgroup = make(memcg / "short", "1M")
+    cgroup = make(memcg1 / "short", "1M")
     independent = Independent(cgroup)
 
     def registering(really: Register) -> Registrations:
@@ -127,8 +127,8 @@ def test_a_kill_and_the_removal_in_the_moment_of_registration(
         independent.close()
 
 
-def test_registering_on_a_cgroup_that_is_out_of_memory(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "stuck", "1M")
+def test_registering_on_a_cgroup_that_is_out_of_memory(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "stuck", "1M")
     put(cgroup / "memory.oom_control", "1")
     pid = start_hog(hog, cgroup)
     try:
@@ -151,9 +151,9 @@ def test_registering_on_a_cgroup_that_is_out_of_memory(memcg: Path, hog: str) ->
             os.waitpid(pid, 0)
 
 
-def test_fifty_ooms_at_once(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_fifty_ooms_at_once(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     """They wait for each other in the kernel, so the counters move long after the signals."""
-    cgroups = [make(memcg / str(number), "1M") for number in range(50)]
+    cgroups = [make(memcg1 / str(number), "1M") for number in range(50)]
     independents = [Independent(cgroup) for cgroup in cgroups]
     try:
         with Monitor() as monitor:

@@ -22,15 +22,15 @@ from tests.support import (
 CHILDREN = 300
 
 
-def test_the_parents_limit_with_the_victim_in_one_of_300(memcg: Path, hog: str, figure: dict[str, object]) -> None:
-    parent = make(memcg / "parent", "4M")
+def test_the_parents_limit_with_the_victim_in_one_of_300(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
+    parent = make(memcg1 / "parent", "4M")
     children = [make(parent / str(number)) for number in range(CHILDREN)]
     everybody = [parent, *children]
     independents = [Independent(cgroup) for cgroup in everybody]
     try:
         with Monitor() as monitor:
             watches = monitor.watch_many(everybody)
-            bystander = monitor.watch(memcg)  # above the limit: not the kernel's business
+            bystander = monitor.watch(memcg1)  # above the limit: not the kernel's business
             run_hog(hog, children[123], 16 << 20)
             ledger = take_until(
                 monitor, lambda ledger: len(ledger.ooms) == len(everybody) and ledger.kills.total() == 1
@@ -53,8 +53,8 @@ def test_the_parents_limit_with_the_victim_in_one_of_300(memcg: Path, hog: str, 
             independent.close()
 
 
-def test_eight_hogs_at_once_in_one_cgroup(memcg: Path, hog: str, figure: dict[str, object]) -> None:
-    cgroup = make(memcg / "crowd", "16M")
+def test_eight_hogs_at_once_in_one_cgroup(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
+    cgroup = make(memcg1 / "crowd", "16M")
     independent = Independent(cgroup)
     try:
         with Monitor() as monitor:
@@ -71,9 +71,9 @@ def test_eight_hogs_at_once_in_one_cgroup(memcg: Path, hog: str, figure: dict[st
         independent.close()
 
 
-def test_signals_without_a_kill(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_signals_without_a_kill(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     """A task that may not be killed runs into its limit again and again: many OOMs and nobody dies."""
-    cgroup = make(memcg / "tough", "2M")
+    cgroup = make(memcg1 / "tough", "2M")
     independent = Independent(cgroup)
     process = start_python(
         "import os, sys\n"
@@ -111,9 +111,9 @@ def test_signals_without_a_kill(memcg: Path, hog: str, figure: dict[str, object]
         independent.close()
 
 
-def test_each_watch_of_one_cgroup_gets_every_event(memcg: Path, hog: str) -> None:
+def test_each_watch_of_one_cgroup_gets_every_event(memcg1: Path, hog: str) -> None:
     """Twice in one monitor, in a second monitor, and in another process."""
-    cgroup = make(memcg / "popular", "1M")
+    cgroup = make(memcg1 / "popular", "1M")
     independent = Independent(cgroup)
     other = start_python(
         "import sys\n"
@@ -156,9 +156,9 @@ def test_each_watch_of_one_cgroup_gets_every_event(memcg: Path, hog: str) -> Non
         independent.close()
 
 
-def test_the_limit_of_the_cgroup_itself(memcg: Path, hog: str) -> None:
+def test_the_limit_of_the_cgroup_itself(memcg1: Path, hog: str) -> None:
     """Neither the parent nor a sibling is told, and the totals stand in the watch."""
-    parent = make(memcg / "parent")
+    parent = make(memcg1 / "parent")
     cgroup, sibling = make(parent / "cgroup", "1M"), make(parent / "sibling")
     with Monitor() as monitor:
         watches = monitor.watch_many([parent, Cgroup(cgroup), sibling])

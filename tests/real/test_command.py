@@ -73,9 +73,9 @@ def validate(line: str) -> dict[str, Any]:
 # -- watch
 
 
-def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg: Path, hog: str) -> None:
-    child = make(memcg / "child", "1M")
-    with watching("--json", "--count", "3", memcg) as process:
+def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg1: Path, hog: str) -> None:
+    child = make(memcg1 / "child", "1M")
+    with watching("--json", "--count", "3", memcg1) as process:
         assert process.stdout is not None
         run_hog(hog, child)
         lines = [process.stdout.readline(), process.stdout.readline()]  # or the removal may be faster than the look
@@ -88,21 +88,21 @@ def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg: Path, ho
     assert process.returncode == 0
 
 
-def test_watch_prints_plain_lines_into_a_pipe(memcg: Path, hog: str) -> None:
-    make(memcg / "child", "1M")
-    with watching(memcg, "--count", "2") as process:
-        run_hog(hog, memcg / "child")
+def test_watch_prints_plain_lines_into_a_pipe(memcg1: Path, hog: str) -> None:
+    make(memcg1 / "child", "1M")
+    with watching(memcg1, "--count", "2") as process:
+        run_hog(hog, memcg1 / "child")
         out, _ = process.communicate(timeout=PATIENCE)
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
     assert re.fullmatch(
-        rf"{stamp}  oom               1  {memcg}/child\n{stamp}  oom_kill          1  {memcg}/child\n", out
+        rf"{stamp}  oom               1  {memcg1}/child\n{stamp}  oom_kill          1  {memcg1}/child\n", out
     )
 
 
-def test_watch_colours_a_terminal_and_escapes_what_it_would_act_on(memcg: Path, hog: str) -> None:
-    child = make(memcg / "evil\x1b[2J\udcff", "1M")
+def test_watch_colours_a_terminal_and_escapes_what_it_would_act_on(memcg1: Path, hog: str) -> None:
+    child = make(memcg1 / "evil\x1b[2J\udcff", "1M")
     ours, theirs = pty.openpty()
-    with watching("--count", "2", memcg, stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+    with watching("--count", "2", memcg1, stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
         os.close(theirs)
         run_hog(hog, child)
         process.wait(PATIENCE)
@@ -114,22 +114,22 @@ def test_watch_colours_a_terminal_and_escapes_what_it_would_act_on(memcg: Path, 
     assert rb"evil\x1b[2J\xff" in out
 
 
-def test_watch_gives_a_name_that_is_not_utf8_without_loss(memcg: Path, hog: str) -> None:
-    child = make(memcg / "caf\udce9, x=\u00fc", "1M")
-    with watching("--json", "--count", "1", memcg) as process:
+def test_watch_gives_a_name_that_is_not_utf8_without_loss(memcg1: Path, hog: str) -> None:
+    child = make(memcg1 / "caf\udce9, x=\u00fc", "1M")
+    with watching("--json", "--count", "1", memcg1) as process:
         run_hog(hog, child)
         out, _ = process.communicate(timeout=PATIENCE)
     event = validate(out)
     assert base64.b64decode(event["cgroup_base64"]) == os.fsencode(child)
     assert "\ufffd" in event["cgroup"]
-    with watching("--count", "1", memcg) as process:
+    with watching("--count", "1", memcg1) as process:
         run_hog(hog, child)
         out, _ = process.communicate(timeout=PATIENCE)
     assert str(child) in out
 
 
-def test_watch_no_tree_watches_only_what_is_named(memcg: Path, hog: str) -> None:
-    named, other = make(memcg / "named", "1M"), make(memcg / "named" / "below", "1M")
+def test_watch_no_tree_watches_only_what_is_named(memcg1: Path, hog: str) -> None:
+    named, other = make(memcg1 / "named", "1M"), make(memcg1 / "named" / "below", "1M")
     with watching("--no-tree", "--json", "--count", "2", named) as process:
         run_hog(hog, other)
         run_hog(hog, named)
@@ -137,12 +137,12 @@ def test_watch_no_tree_watches_only_what_is_named(memcg: Path, hog: str) -> None
     assert {json.loads(line)["cgroup"] for line in out.splitlines()} == {str(named)}
 
 
-def test_watch_follows_what_is_made_and_says_at_the_end_what_there_was(memcg: Path, hog: str) -> None:
+def test_watch_follows_what_is_made_and_says_at_the_end_what_there_was(memcg1: Path, hog: str) -> None:
     # Without "oom": a watch that stood only after the signal has none to tell of.
     kinds = ("--events", "created,oom_kill,removed", "--count", "3")
-    with watching("--json", *kinds, memcg, memcg) as process:
+    with watching("--json", *kinds, memcg1, memcg1) as process:
         assert process.stdout is not None
-        child = make(memcg / "made", "1M")
+        child = make(memcg1 / "made", "1M")
         events = [validate(process.stdout.readline())]
         run_hog(hog, child)
         events.append(validate(process.stdout.readline()))
@@ -154,9 +154,9 @@ def test_watch_follows_what_is_made_and_says_at_the_end_what_there_was(memcg: Pa
     assert re.search(r"^memcg-oom: 2 cgroups seen, 1 OOM, 1 OOM kill, 0 unattributed$", err, re.MULTILINE)
 
 
-def test_watch_prints_only_what_is_wanted(memcg: Path, hog: str) -> None:
-    wanted, other = make(memcg / "wanted", "1M"), make(memcg / "other", "1M")
-    with watching("--json", "--only", "/want", "--events", "oom_kill,removed", "--count", "2", memcg) as process:
+def test_watch_prints_only_what_is_wanted(memcg1: Path, hog: str) -> None:
+    wanted, other = make(memcg1 / "wanted", "1M"), make(memcg1 / "other", "1M")
+    with watching("--json", "--only", "/want", "--events", "oom_kill,removed", "--count", "2", memcg1) as process:
         assert process.stdout is not None
         for cgroup in (other, wanted):
             run_hog(hog, cgroup)
@@ -171,8 +171,8 @@ def test_watch_prints_only_what_is_wanted(memcg: Path, hog: str) -> None:
     assert "1 cgroup seen, 1 OOM, 1 OOM kill, 0 unattributed" in err
 
 
-def test_watch_says_how_new_cgroups_are_followed_and_by_what(memcg: Path) -> None:
-    with started("watch", memcg) as process:
+def test_watch_says_how_new_cgroups_are_followed_and_by_what(memcg1: Path) -> None:
+    with started("watch", memcg1) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
     assert re.fullmatch(
@@ -180,12 +180,12 @@ def test_watch_says_how_new_cgroups_are_followed_and_by_what(memcg: Path) -> Non
     )
 
 
-def test_watch_says_what_is_missing_also_where_only_kills_are_wanted(memcg: Path) -> None:
+def test_watch_says_what_is_missing_also_where_only_kills_are_wanted(memcg1: Path) -> None:
     """With next to no descriptors left cgroups are followed by their counters."""
     for number in range(60):
-        make(memcg / str(number))
+        make(memcg1 / str(number))
     few = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
-    with started("watch", "--events", "oom_kill", memcg, wrapper=few) as process:
+    with started("watch", "--events", "oom_kill", memcg1, wrapper=few) as process:
         assert process.stderr is not None
         said = [process.stderr.readline(), process.stderr.readline()]
     assert re.search(r"watching 61 cgroups and those to come .*, \d+ of them by their counters alone", said[0])
@@ -193,24 +193,24 @@ def test_watch_says_what_is_missing_also_where_only_kills_are_wanted(memcg: Path
     assert "RLIMIT_NOFILE" in said[1]
 
 
-def test_watch_ends_with_124_when_the_timeout_comes(memcg: Path) -> None:
-    done = command("watch", "--timeout", "0.2", memcg)
+def test_watch_ends_with_124_when_the_timeout_comes(memcg1: Path) -> None:
+    done = command("watch", "--timeout", "0.2", memcg1)
     assert done.returncode == 124
     assert done.stdout == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_watch_and_listen_end_cleanly_on_a_signal(memcg: Path, number: signal.Signals, code: int) -> None:
-    with watching(memcg) as process:
+def test_watch_and_listen_end_cleanly_on_a_signal(memcg1: Path, number: signal.Signals, code: int) -> None:
+    with watching(memcg1) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
     summary = "memcg-oom: 1 cgroup seen, 0 OOMs, 0 OOM kills, 0 unattributed\n"
     assert (process.returncode, out, err) == (code, "", summary)
 
 
-def test_a_pipe_that_closes_ends_watch_quietly(memcg: Path, hog: str) -> None:
-    child = make(memcg / "child", "1M")
-    with watching("--json", memcg) as process:
+def test_a_pipe_that_closes_ends_watch_quietly(memcg1: Path, hog: str) -> None:
+    child = make(memcg1 / "child", "1M")
+    with watching("--json", memcg1) as process:
         assert process.stdout is not None
         process.stdout.close()
         run_hog(hog, child)
@@ -311,8 +311,8 @@ while True:  # a signal just before pause(2) would find it asleep for good
 # -- listen
 
 
-def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "A", "1M")
+def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "A", "1M")
     independent = Independent(cgroup)
     control_file = cgroup / "memory.oom_control"
     try:
@@ -340,8 +340,8 @@ def _files(pid: int) -> list[str]:
     return found
 
 
-def test_listen_takes_a_threshold(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "A", "8M")
+def test_listen_takes_a_threshold(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "A", "8M")
     control_file = cgroup / "memory.usage_in_bytes"
     with started("listen", control_file, "2M") as process:
         assert process.stdout is not None
@@ -350,11 +350,11 @@ def test_listen_takes_a_threshold(memcg: Path, hog: str) -> None:
         assert process.stdout.readline() == f"{control_file} 2M: crossed\n"
 
 
-def test_listen_says_what_is_wrong_with_the_argument(memcg: Path) -> None:
-    done = command("listen", memcg / "memory.pressure_level", "enormous")
+def test_listen_says_what_is_wrong_with_the_argument(memcg1: Path) -> None:
+    done = command("listen", memcg1 / "memory.pressure_level", "enormous")
     assert done.returncode == 1
     assert done.stderr == (
-        f"memcg-oom: {memcg}/cgroup.event_control: Invalid argument: "
+        f"memcg-oom: {memcg1}/cgroup.event_control: Invalid argument: "
         "the kernel takes no registration for this control file and argument\n"
     )
 
@@ -418,7 +418,7 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
 # -- the README
 
 
-def test_the_program_in_the_readme_prints_what_the_readme_says(memcg: Path, hog: str) -> None:
+def test_the_program_in_the_readme_prints_what_the_readme_says(memcg1: Path, hog: str) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     program = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     shell = re.search(r"```sh\n(mkdir .*?)```", readme, re.DOTALL)
@@ -426,7 +426,7 @@ def test_the_program_in_the_readme_prints_what_the_readme_says(memcg: Path, hog:
     assert program is not None
     assert shell is not None
     assert printed is not None
-    here = str(memcg)
+    here = str(memcg1)
     make_it, _, break_it = shell[1].replace("/sys/fs/cgroup/memory", here).partition("\n")
     subprocess.run(["sh", "-c", make_it], check=True)
     process = subprocess.Popen(

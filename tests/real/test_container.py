@@ -43,9 +43,9 @@ def _needs_namespaces() -> None:
         pytest.skip(f"namespaces cannot be made here: {done.stderr.strip()}")
 
 
-def test_the_root_of_a_cgroup_namespace_is_watched(memcg: Path, hog: str, tmp_path: Path) -> None:
-    pod = make(memcg / "pod", "64M")
-    setup = f"umount {memcg.parent.parent} && mount -t cgroup -o memory cgroup {tmp_path}"
+def test_the_root_of_a_cgroup_namespace_is_watched(memcg1: Path, hog: str, tmp_path: Path) -> None:
+    pod = make(memcg1 / "pod", "64M")
+    setup = f"umount {memcg1.parent.parent} && mount -t cgroup -o memory cgroup {tmp_path}"
     code, out, err = run_python(INSIDE, hog, tmp_path, tmp_path, wrapper=_unshare("--mount --cgroup", pod, setup))
     # The watcher sits in the very cgroup that runs out, and is smaller than the hog.
     assert code == 0, err
@@ -54,12 +54,12 @@ def test_the_root_of_a_cgroup_namespace_is_watched(memcg: Path, hog: str, tmp_pa
     assert f"event {tmp_path} 1" in out
 
 
-def test_a_part_of_the_hierarchy_that_is_mounted_elsewhere_is_watched(memcg: Path, hog: str, tmp_path: Path) -> None:
-    pod = make(memcg / "pod")
+def test_a_part_of_the_hierarchy_that_is_mounted_elsewhere_is_watched(memcg1: Path, hog: str, tmp_path: Path) -> None:
+    pod = make(memcg1 / "pod")
     make(pod / "web", "1M")
-    setup = f"mount --bind {pod} {tmp_path} && umount {memcg.parent.parent}"
+    setup = f"mount --bind {pod} {tmp_path} && umount {memcg1.parent.parent}"
     code, out, err = run_python(INSIDE, hog, tmp_path, tmp_path / "web", wrapper=_unshare("--mount", pod, setup))
     assert code == 0, err
-    assert f"mount /{pod.relative_to(memcg.parent.parent)} {tmp_path}" in out
+    assert f"mount /{pod.relative_to(memcg1.parent.parent)} {tmp_path}" in out
     assert f"own {tmp_path} None" in out
     assert f"event {tmp_path}/web 1" in out

@@ -19,12 +19,12 @@ TOUCHED = 25  # of them are renamed or removed while the kernel signals
 
 
 @pytest.mark.parametrize("how", ["a tree", "single watches"])
-def test_removals_and_renames_in_the_middle(memcg: Path, hog: str, how: str, figure: dict[str, object]) -> None:
+def test_removals_and_renames_in_the_middle(memcg1: Path, hog: str, how: str, figure: dict[str, object]) -> None:
     assert CHILDREN - TOUCHED >= CROWD // 2
     dice = random.Random(how)
     told = signalled = removed = 0
     for number in range(ROUNDS):
-        top = make(memcg / str(number))
+        top = make(memcg1 / str(number))
         children = [make(top / f"c{child}") for child in range(CHILDREN)]
         independent = {os.stat(child).st_ino: Independent(child) for child in children}
         reader = Reader(Monitor())

@@ -63,8 +63,8 @@ print("exact", sum(watch.kills for watch, *_ in wanted))
 """
 
 
-def test_races_renames_and_namesakes(memcg: Path, hog: str, figure: dict[str, object]) -> None:
-    code, out, err = run_python(DROP + LIFE, hog, memcg, 200)
+def test_races_renames_and_namesakes(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
+    code, out, err = run_python(DROP + LIFE, hog, memcg1, 200)
     assert (code, err) == (0, "")
     assert out.startswith("exact ")
     figure.update(rounds=200, kills_told=out.split()[1])
@@ -105,19 +105,19 @@ print(kinds.count("Oom") >= 1, kinds.count("OomKill"), kinds.count("Degraded") <
 
 
 @pytest.mark.parametrize("by_path", [False, True], ids=["by id", "by path"])
-def test_no_descriptors_left_while_the_renamed_cgroup_loses_a_task(memcg: Path, hog: str, by_path: bool) -> None:
+def test_no_descriptors_left_while_the_renamed_cgroup_loses_a_task(memcg1: Path, hog: str, by_path: bool) -> None:
     """A look that finds no descriptor is repeated; wait() does not fail, and nothing is lost."""
-    make(memcg / "above")
-    make(memcg / "above" / "cgroup", "1M")
+    make(memcg1 / "above")
+    make(memcg1 / "above" / "cgroup", "1M")
     script = DROP if by_path else DROP.replace("sets[index] &= ~(1 << 2)", "pass")
-    code, out, err = run_python(script + FULL.format(by_path=by_path), hog, memcg)
+    code, out, err = run_python(script + FULL.format(by_path=by_path), hog, memcg1)
     assert (code, err) == (0, "")
     assert out == "True 1 True True\n"
 
 
-def test_the_removal_of_an_ancestor_too(memcg: Path) -> None:
+def test_the_removal_of_an_ancestor_too(memcg1: Path) -> None:
     """The cgroup and all above it go: nothing is left to look into."""
-    top = make(memcg / "top")
+    top = make(memcg1 / "top")
     cgroup = make(make(top / "middle") / "cgroup")
     script = (
         "monitor = Monitor()\n"

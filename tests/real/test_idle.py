@@ -8,11 +8,17 @@ import time
 from pathlib import Path
 
 from memcg_oom import Monitor
-from tests.support import Reader, eventually, make, run_hog, until_waiting
+from tests.support import Reader, eventually, is_v2, make, run_hog, until_waiting
 
 WATCHES = 1000
-# The epoll set, the bell, the timer, the hierarchy and its spare, the host's counter and its log.
-OTHER_FDS = 7
+
+
+def fds_for(cgroup: Path, watches: int) -> int:
+    """The epoll set, the bell, the timer, the hierarchy and its spare, the host's counter and its log; and theirs.
+
+    That is an eventfd for each on v1, and the inotify instance on v2.
+    """
+    return 7 + (1 if is_v2(cgroup) else watches)
 
 
 def switches(native_id: int) -> int:
@@ -34,7 +40,7 @@ def test_a_thousand_idle_watches(memcg: Path, hog: str, figure: dict[str, object
     reader = Reader(Monitor())
     try:
         watches = reader.monitor.watch_many(cgroups)
-        assert count_fds() - fds == WATCHES + OTHER_FDS
+        assert count_fds() - fds == fds_for(memcg, WATCHES)
         assert count_threads() - threads == 1, "the reader's, which is the test's own"
         assert reader.native_id is not None
         thread = reader.native_id
@@ -83,7 +89,7 @@ def test_descriptors_go_with_the_cgroups(memcg: Path) -> None:
             reader.monitor.watch(make(memcg / str(number)))
             (memcg / str(number)).rmdir()
         reader.wait_for_removals(50)
-        eventually(lambda: count_fds() - fds == OTHER_FDS)
+        eventually(lambda: count_fds() - fds == fds_for(memcg, 0))
         assert reader.monitor.watches == ()
     finally:
         reader.finish()

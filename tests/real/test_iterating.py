@@ -61,8 +61,8 @@ def kinds(events: list[Event]) -> list[type[Event]]:
 # -- for
 
 
-def test_an_exception_in_the_body_loses_nothing(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "cgroup", "1M")
+def test_an_exception_in_the_body_loses_nothing(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "cgroup", "1M")
     with Monitor() as monitor:
         monitor.watch(cgroup)
         kill_and_remove(hog, cgroup)
@@ -91,7 +91,7 @@ def test_what_an_iteration_leaves_is_readable_and_waits_for_the_next(memcg: Path
         rest = monitor.wait(0)
         assert rest
         ledger = take_until(monitor, lambda ledger: ledger.kills.total() == 5, Ledger([first, *rest]))
-        assert ledger.ooms.total() == 5
+        assert ledger.ooms.total() >= 5  # a task may run out more than once before it dies
 
 
 def test_the_descriptor_is_readable_while_there_is_something_to_do(memcg: Path, hog: str) -> None:
@@ -165,8 +165,8 @@ def test_a_closed_watch_yields_nothing_more(memcg: Path, hog: str) -> None:
 
 
 @both_loops
-def test_async_for_yields_one_event_at_a_time(memcg: Path, hog: str, run: Run) -> None:
-    cgroup = make(memcg / "cgroup", "1M")
+def test_async_for_yields_one_event_at_a_time(memcg1: Path, hog: str, run: Run) -> None:
+    cgroup = make(memcg1 / "cgroup", "1M")
 
     async def main() -> None:
         with Monitor() as monitor:
@@ -185,10 +185,10 @@ def test_async_for_yields_one_event_at_a_time(memcg: Path, hog: str, run: Run) -
 
 
 @both_loops
-def test_cancellation_loses_nothing(memcg: Path, hog: str, run: Run, figure: dict[str, object]) -> None:
+def test_cancellation_loses_nothing(memcg1: Path, hog: str, run: Run, figure: dict[str, object]) -> None:
     """The task that iterates is cancelled again and again, whatever it is doing, during a storm."""
     rounds = 60
-    cgroups = [make(memcg / str(number), "1M") for number in range(rounds)]
+    cgroups = [make(memcg1 / str(number), "1M") for number in range(rounds)]
     independents = [Independent(cgroup) for cgroup in cgroups]
     chance = random.Random(3)
 

@@ -130,9 +130,9 @@ class Family:
     those runs out as well (mem_cgroup_oom_trylock()). It kills all the same.
     """
 
-    def __init__(self, memcg: Path, hog: str) -> None:
+    def __init__(self, memcg1: Path, hog: str) -> None:
         self.hog = hog
-        self.parent = make(memcg / "parent", "8M")
+        self.parent = make(memcg1 / "parent", "8M")
         self.hanging = make(self.parent / "hanging", "1M")
         self.victim = make(self.parent / "victim")
         self.pid = 0
@@ -159,8 +159,8 @@ class Family:
 
 
 @pytest.fixture
-def family(memcg: Path, hog: str) -> Iterator[Family]:
-    made = Family(memcg, hog)
+def family(memcg1: Path, hog: str) -> Iterator[Family]:
+    made = Family(memcg1, hog)
     yield made
     made.end()
 
@@ -223,9 +223,9 @@ def test_without_audits_it_waits_for_another_look(family: Family) -> None:
         assert not ledger.other
 
 
-def test_kills_told_twice_do_not_hide_one_that_was_not_signalled(family: Family, memcg: Path, hog: str) -> None:
+def test_kills_told_twice_do_not_hide_one_that_was_not_signalled(family: Family, memcg1: Path, hog: str) -> None:
     """Two watches of one cgroup both tell its kill: for the ledger it is one kill."""
-    twice = make(memcg / "twice", "1M")
+    twice = make(memcg1 / "twice", "1M")
     with Monitor(audit=3600.0) as monitor:
         watches = monitor.watch_many([twice, twice, family.hanging, family.victim])
         family.hang()
@@ -257,28 +257,28 @@ class Sweeps:
         monkeypatch.setattr(V1Watches, "sweep", sweep)
 
 
-def test_kills_elsewhere_are_no_event(memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree_root = make(memcg / "tree")
+def test_kills_elsewhere_are_no_event(memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree_root = make(memcg1 / "tree")
     make(tree_root / "quiet")
-    make(memcg / "elsewhere", "1M")
+    make(memcg1 / "elsewhere", "1M")
     with Monitor() as monitor:
         monitor.watch_tree(tree_root)
         quiet(monitor)
         sweeps = Sweeps(monkeypatch)
         before = host_kills()
-        run_hog(hog, memcg / "elsewhere")
-        kill_unseen(hog, memcg / "unseen")
+        run_hog(hog, memcg1 / "elsewhere")
+        kill_unseen(hog, memcg1 / "unseen")
         assert monitor.wait(3) == []
         # Each kill makes for two sweeps at the most, somebody else's too.
         assert 1 <= len(sweeps.calls) <= 2 * (host_kills() - before)
 
 
-def test_a_noisy_neighbour(memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch, figure: dict[str, object]) -> None:
+def test_a_noisy_neighbour(memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch, figure: dict[str, object]) -> None:
     """The sweeps that somebody else's kills bring about take a twentieth of the time and no more."""
-    crowd = make(memcg / "crowd")
+    crowd = make(memcg1 / "crowd")
     for number in range(CROWD):
         make(crowd / str(number))
-    noisy = make(memcg / "noisy", "1M")
+    noisy = make(memcg1 / "noisy", "1M")
     with Monitor() as monitor:
         monitor.watch_tree(crowd)
         quiet(monitor)
@@ -320,11 +320,11 @@ def test_a_noisy_neighbour(memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatc
 
 
 @both
-def test_several_watches_of_one_cgroup_and_one_kill(memcg: Path, hog: str, source: str) -> None:
-    cgroup = make(memcg / "popular", "1M")
+def test_several_watches_of_one_cgroup_and_one_kill(memcg1: Path, hog: str, source: str) -> None:
+    cgroup = make(memcg1 / "popular", "1M")
     with covered() as (monitor, host, [tree]):
         watches = monitor.watch_many([cgroup, cgroup])
-        trees = [monitor.watch_tree(cgroup, source=source), monitor.watch_tree(memcg, source=source)]
+        trees = [monitor.watch_tree(cgroup, source=source), monitor.watch_tree(memcg1, source=source)]
         for kills in (1, 2):
             run_hog(hog, cgroup)
             ledger = host.balance()
@@ -337,18 +337,18 @@ def test_several_watches_of_one_cgroup_and_one_kill(memcg: Path, hog: str, sourc
         assert 1 <= unattributed(host.balance()) <= 1 + host.foreign(4)
 
 
-def test_kills_while_the_host_is_scanned(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_kills_while_the_host_is_scanned(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     """Before the tree, after it, or on the way: nothing is told twice, and from the end of the scan on everything."""
     for number in range(CROWD // 4):
-        make(memcg / str(number))
-    old = make(memcg / "old", "1M")
+        make(memcg1 / str(number))
+    old = make(memcg1 / "old", "1M")
     stop = threading.Event()
     new: list[int] = []
 
     def kill() -> None:
         while not stop.is_set():
             run_hog(hog, old)
-            kill_unseen(hog, memcg / f"new{len(new)}")
+            kill_unseen(hog, memcg1 / f"new{len(new)}")
             new.append(1)
 
     def told_of(ledger: Ledger) -> int:
@@ -376,17 +376,17 @@ def test_kills_while_the_host_is_scanned(memcg: Path, hog: str, figure: dict[str
 
 
 @both
-def test_made_killed_in_and_removed_before_anybody_looks(memcg: Path, hog: str, source: str) -> None:
+def test_made_killed_in_and_removed_before_anybody_looks(memcg1: Path, hog: str, source: str) -> None:
     with Monitor() as monitor:
         host = Host(monitor)
         monitor.watch_tree(host_root(), source=source)
         host.begins()
-        kill_unseen(hog, memcg / "unseen")
+        kill_unseen(hog, memcg1 / "unseen")
         ledger = host.balance()
-        assert not [watch for watch in ledger.by_watch if watch.cgroup == str(memcg / "unseen")]
+        assert not [watch for watch in ledger.by_watch if watch.cgroup == str(memcg1 / "unseen")]
         assert 1 <= unattributed(ledger) <= 1 + host.foreign(1)
         # Once: the next kill makes for the next audit.
-        seen = make(memcg / "seen", "1M")
+        seen = make(memcg1 / "seen", "1M")
         take_until(monitor, lambda ledger: any(watch.cgroup == str(seen) for watch in ledger.by_watch), ledger)
         for _ in range(3):
             run_hog(hog, seen)
@@ -396,9 +396,9 @@ def test_made_killed_in_and_removed_before_anybody_looks(memcg: Path, hog: str, 
         assert 1 <= unattributed(ledger) <= 1 + host.foreign(4)
 
 
-def test_a_removal_that_beats_the_look(memcg: Path, hog: str) -> None:
+def test_a_removal_that_beats_the_look(memcg1: Path, hog: str) -> None:
     with covered() as (monitor, host, [tree]):
-        cgroup = make(memcg / "short", "1M")
+        cgroup = make(memcg1 / "short", "1M")
         take_until(monitor, lambda ledger: any(one.cgroup == str(cgroup) for one in ledger.by_watch), host.ledger)
         watch = of(tree, cgroup)
         independent = Independent(cgroup)
@@ -415,15 +415,15 @@ def test_a_removal_that_beats_the_look(memcg: Path, hog: str) -> None:
         assert 1 <= unattributed(ledger) <= 1 + host.foreign(1)
 
 
-def test_polled_cgroups(memcg: Path, hog: str) -> None:
+def test_polled_cgroups(memcg1: Path, hog: str) -> None:
     """With no descriptor left for it, a cgroup is followed by its counter."""
-    cgroups = [make(memcg / str(number), "1M") for number in range(40)]
+    cgroups = [make(memcg1 / str(number), "1M") for number in range(40)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Monitor() as monitor:
-        monitor.watch(memcg)  # opens all that is opened once
+        monitor.watch(memcg1)  # opens all that is opened once
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit_with_room(20), hard))
         try:
-            tree = monitor.watch_tree(memcg)
+            tree = monitor.watch_tree(memcg1)
             polled = [watch for watch in tree if watch.polled]
             assert len(polled) == tree.polled
             assert 10 < len(polled) < len(cgroups), "the limit is not where it was meant to be"
@@ -449,8 +449,8 @@ def test_polled_cgroups(memcg: Path, hog: str) -> None:
 # -- who keeps the ledger
 
 
-def test_another_tree_takes_over(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "cgroup", "1M")
+def test_another_tree_takes_over(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "cgroup", "1M")
     with covered(trees=2) as (monitor, before, [first, second]):
         for _ in range(3):
             run_hog(hog, cgroup)
@@ -461,11 +461,11 @@ def test_another_tree_takes_over(memcg: Path, hog: str) -> None:
         after = Host(monitor)
         run_hog(hog, cgroup)
         for number in range(3):
-            kill_unseen(hog, memcg / f"unseen{number}")
+            kill_unseen(hog, memcg1 / f"unseen{number}")
         ledger = after.balance()
         assert ledger.kills[of(second, cgroup)] == 1
         assert 3 <= unattributed(ledger) <= 3 + after.foreign(4)
         second.close()
 
-        kill_unseen(hog, memcg / "again")
+        kill_unseen(hog, memcg1 / "again")
         assert monitor.wait(2) == [], "no tree covers the host any more"

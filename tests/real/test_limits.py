@@ -20,11 +20,11 @@ MOST = 19_000  # watches; where the hard limit is higher it is lowered to what i
 
 
 @pytest.fixture
-def crowd(memcg: Path) -> Iterator[list[Path]]:
+def crowd(memcg1: Path) -> Iterator[list[Path]]:
     """More cgroups than the process may have descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = min(hard, MOST + 1000)
-    paths = [memcg / str(number) for number in range(limit + BEYOND)]
+    paths = [memcg1 / str(number) for number in range(limit + BEYOND)]
     for path in paths:
         path.mkdir()
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -44,11 +44,11 @@ def victims_of(tree: TreeWatch, paths: list[Path]) -> list[Path]:
 
 @pytest.mark.parametrize("source", ["fanotify", "inotify"])
 def test_more_cgroups_than_descriptors(
-    memcg: Path, hog: str, crowd: list[Path], source: str, figure: dict[str, object]
+    memcg1: Path, hog: str, crowd: list[Path], source: str, figure: dict[str, object]
 ) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         figure["limit"] = limit
         figure["signalled"] = signalled = len(monitor.watches) - tree.polled
         figure["polled"] = tree.polled
@@ -75,7 +75,7 @@ def test_more_cgroups_than_descriptors(
             os.close(fd)
 
         victims = victims_of(tree, crowd)
-        newcomer = make(memcg / "newcomer")
+        newcomer = make(memcg1 / "newcomer")
         for victim in [*victims, newcomer]:
             (victim / "memory.limit_in_bytes").write_text("1M")
             run_hog(hog, victim)

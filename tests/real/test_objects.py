@@ -54,9 +54,9 @@ def refused(call: Callable[[], object]) -> Exception:
 
 
 @pytest.fixture
-def root(memcg: Path) -> Path:
+def root(memcg1: Path) -> Path:
     """The topmost cgroup that is mounted."""
-    return memcg.parent.parent
+    return memcg1.parent.parent
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def sleepers() -> Iterator[Callable[[Path], int]]:
 # -- EventFD
 
 
-def test_ooms_are_counted(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "web", "1M")
+def test_ooms_are_counted(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "web", "1M")
     independent = Independent(cgroup)
     try:
         with register(cgroup, "memory.oom_control") as eventfd:
@@ -106,8 +106,8 @@ def test_ooms_are_counted(memcg: Path, hog: str) -> None:
         independent.close()
 
 
-def test_several_registrations_of_one_cgroup(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "web", "1M")
+def test_several_registrations_of_one_cgroup(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "web", "1M")
     with register(cgroup, "memory.oom_control") as one, register(cgroup, "memory.oom_control", "anything") as two:
         with register(cgroup, "memory.oom_control"):
             pass
@@ -117,8 +117,8 @@ def test_several_registrations_of_one_cgroup(memcg: Path, hog: str) -> None:
         assert first
 
 
-def test_an_oom_ends_a_wait(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "web", "1M")
+def test_an_oom_ends_a_wait(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "web", "1M")
     for timeout in (None, math.inf, 1e300, PATIENCE):
         with register(cgroup, "memory.oom_control") as eventfd:
             results: list[object] = []
@@ -131,8 +131,8 @@ def test_an_oom_ends_a_wait(memcg: Path, hog: str) -> None:
             assert results == [True]
 
 
-def test_the_removal_signals_too(memcg: Path) -> None:
-    cgroup = make(memcg / "web")
+def test_the_removal_signals_too(memcg1: Path) -> None:
+    cgroup = make(memcg1 / "web")
     with register(cgroup, "memory.oom_control") as eventfd:
         cgroup.rmdir()
         assert eventfd.wait(PATIENCE)
@@ -140,17 +140,17 @@ def test_the_removal_signals_too(memcg: Path) -> None:
         assert not eventfd.wait(0.3)
 
 
-def test_it_is_not_inherited(memcg: Path) -> None:
-    with register(make(memcg / "web"), "memory.oom_control") as eventfd:
+def test_it_is_not_inherited(memcg1: Path) -> None:
+    with register(make(memcg1 / "web"), "memory.oom_control") as eventfd:
         assert not os.get_inheritable(eventfd.fileno())
         assert not os.get_blocking(eventfd.fileno())
 
 
-def test_pressure(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "web", "4M")
+def test_pressure(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "web", "4M")
     with (
         register(cgroup, "memory.pressure_level", "low") as low,
-        register(memcg, "memory.pressure_level", "low,local") as above,
+        register(memcg1, "memory.pressure_level", "low,local") as above,
     ):
         assert (low.read(), above.read()) == (None, None)
         run_hog(hog, cgroup, 64 << 20)
@@ -159,8 +159,8 @@ def test_pressure(memcg: Path, hog: str) -> None:
         assert above.read() is None
 
 
-def test_a_usage_threshold(memcg: Path, hog: str) -> None:
-    cgroup = make(memcg / "web")
+def test_a_usage_threshold(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "web")
     with (
         register(cgroup, "memory.usage_in_bytes", "1M") as passed,
         register(cgroup, "memory.usage_in_bytes", str(1 << 30)) as never,
@@ -173,22 +173,22 @@ def test_a_usage_threshold(memcg: Path, hog: str) -> None:
 
 
 @pytest.mark.parametrize("control_file", ["", ".", "..", "a/b", "/", "/etc/passwd", "../x", "memory\0", "\0"])
-def test_a_control_file_that_is_no_name(memcg: Path, control_file: str) -> None:
-    error = refused(lambda: register(memcg, control_file))
+def test_a_control_file_that_is_no_name(memcg1: Path, control_file: str) -> None:
+    error = refused(lambda: register(memcg1, control_file))
     assert type(error) is ValueError
     assert "control_file" in str(error)
 
 
 @pytest.mark.parametrize("argument", ["a\0b", "\0", "low\n", "\n", "x" * 300, "x" * 201, "é" * 101])
-def test_an_argument_that_is_no_line(memcg: Path, argument: str) -> None:
-    error = refused(lambda: register(memcg, "memory.pressure_level", argument))
+def test_an_argument_that_is_no_line(memcg1: Path, argument: str) -> None:
+    error = refused(lambda: register(memcg1, "memory.pressure_level", argument))
     assert type(error) is ValueError
     assert "argument" in str(error)
 
 
-def test_an_argument_of_200_bytes_is_passed_on(memcg: Path) -> None:
-    register(memcg, "memory.oom_control", "x" * 200).close()  # which the kernel passes over
-    error = refused(lambda: register(memcg, "memory.pressure_level", "x" * 200))
+def test_an_argument_of_200_bytes_is_passed_on(memcg1: Path) -> None:
+    register(memcg1, "memory.oom_control", "x" * 200).close()  # which the kernel passes over
+    error = refused(lambda: register(memcg1, "memory.pressure_level", "x" * 200))
     assert isinstance(error, OSError)
     assert error.errno == errno.EINVAL
 
@@ -205,22 +205,22 @@ def test_an_argument_of_200_bytes_is_passed_on(memcg: Path) -> None:
         ("cgroup.procs", ""),
     ],
 )
-def test_what_the_kernel_does_not_take(memcg: Path, control_file: str, argument: str) -> None:
-    cgroup = make(memcg / "web")
+def test_what_the_kernel_does_not_take(memcg1: Path, control_file: str, argument: str) -> None:
+    cgroup = make(memcg1 / "web")
     error = refused(lambda: register(cgroup, control_file, argument))
     assert type(error) is OSError
     assert (error.errno, error.filename) == (errno.EINVAL, f"{cgroup}/cgroup.event_control")
 
 
-def test_a_control_file_that_does_not_exist(memcg: Path) -> None:
-    error = refused(lambda: register(memcg, "memory.no_such_file"))
+def test_a_control_file_that_does_not_exist(memcg1: Path) -> None:
+    error = refused(lambda: register(memcg1, "memory.no_such_file"))
     assert type(error) is FileNotFoundError
-    assert (error.errno, error.filename) == (errno.ENOENT, f"{memcg}/memory.no_such_file")
+    assert (error.errno, error.filename) == (errno.ENOENT, f"{memcg1}/memory.no_such_file")
 
 
 @pytest.mark.parametrize("arguments", [(3, ""), (b"memory.oom_control", ""), ("memory.oom_control", None)])
-def test_register_wants_text(memcg: Path, arguments: tuple[Any, Any]) -> None:
-    assert type(refused(lambda: register(memcg, *arguments))) is TypeError
+def test_register_wants_text(memcg1: Path, arguments: tuple[Any, Any]) -> None:
+    assert type(refused(lambda: register(memcg1, *arguments))) is TypeError
 
 
 def test_the_root_signals_pressure_but_no_oom(root: Path) -> None:
@@ -232,8 +232,8 @@ def test_the_root_signals_pressure_but_no_oom(root: Path) -> None:
         assert eventfd.fileno() >= 0
 
 
-def test_a_cgroup_that_goes_between_two_looks_is_missing(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cgroup = make(memcg / "web")
+def test_a_cgroup_that_goes_between_two_looks_is_missing(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroup = make(memcg1 / "web")
     really = os.stat
 
     def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
@@ -249,9 +249,9 @@ def test_a_cgroup_that_goes_between_two_looks_is_missing(memcg: Path, monkeypatc
     assert error.filename == str(cgroup)
 
 
-def test_an_eventfd_after_close(memcg: Path) -> None:
+def test_an_eventfd_after_close(memcg1: Path) -> None:
     before = fds()
-    with register(memcg, "memory.oom_control") as eventfd:
+    with register(memcg1, "memory.oom_control") as eventfd:
         assert repr(eventfd) == f"<EventFD fd={eventfd.fileno()}>"
         assert not eventfd.closed
     assert fds() == before
@@ -270,15 +270,15 @@ def test_an_eventfd_after_close(memcg: Path) -> None:
         assert type(refused(call)) is ValueError
 
 
-def test_a_context_manager_closes_when_an_exception_passes(memcg: Path) -> None:
-    with pytest.raises(LookupError), register(memcg, "memory.oom_control") as eventfd:
+def test_a_context_manager_closes_when_an_exception_passes(memcg1: Path) -> None:
+    with pytest.raises(LookupError), register(memcg1, "memory.oom_control") as eventfd:
         raise LookupError
     assert eventfd.closed
 
 
-def test_dropped_without_close_it_warns(memcg: Path) -> None:
+def test_dropped_without_close_it_warns(memcg1: Path) -> None:
     before = fds()
-    eventfd = register(memcg, "memory.oom_control")
+    eventfd = register(memcg1, "memory.oom_control")
     number = eventfd.fileno()
     with pytest.warns(ResourceWarning, match=f"unclosed <EventFD fd={number}>"):
         del eventfd  # nobody else holds it
@@ -288,37 +288,37 @@ def test_dropped_without_close_it_warns(memcg: Path) -> None:
 # -- Cgroup
 
 
-def test_what_a_cgroup_is(memcg: Path, root: Path) -> None:
-    cgroup = Cgroup(memcg / "web")
-    assert (cgroup.path, cgroup.name, cgroup.version) == (f"{memcg}/web", "web", 1)
+def test_what_a_cgroup_is(memcg1: Path, root: Path) -> None:
+    cgroup = Cgroup(memcg1 / "web")
+    assert (cgroup.path, cgroup.name, cgroup.version) == (f"{memcg1}/web", "web", 1)
     assert os.fspath(cgroup) == cgroup.path
-    assert repr(cgroup) == f"Cgroup('{memcg}/web')"
-    assert cgroup.parent == Cgroup(memcg)
+    assert repr(cgroup) == f"Cgroup('{memcg1}/web')"
+    assert cgroup.parent == Cgroup(memcg1)
     above = [cgroup]
     while (parent := above[-1].parent) is not None:
         above.append(parent)
-    assert [one.path for one in above] == [f"{memcg}/web", str(memcg), str(memcg.parent), str(root)]
+    assert [one.path for one in above] == [f"{memcg1}/web", str(memcg1), str(memcg1.parent), str(root)]
     assert Cgroup(root).parent is None
 
 
-def test_equality_is_of_paths(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(memcg)
+def test_equality_is_of_paths(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(memcg1)
     same = [
         Cgroup(path)
-        for path in (memcg / "web", f"{memcg}/web/", f"{memcg}/x/../web", "web", b"web", os.fsencode(memcg / "web"))
+        for path in (memcg1 / "web", f"{memcg1}/web/", f"{memcg1}/x/../web", "web", b"web", os.fsencode(memcg1 / "web"))
     ]
     same.append(Cgroup(same[0]))
     assert len(set(same)) == 1
     assert all(one == same[0] and hash(one) == hash(same[0]) for one in same)
-    other = Cgroup(memcg / "db")
+    other = Cgroup(memcg1 / "db")
     assert other != same[0]
     assert len({*same, other}) == 2
     assert same[0] != same[0].path  # as pathlib.Path has it
     assert same[0].__eq__(same[0].path) is NotImplemented
 
 
-def test_a_cgroup_that_does_not_exist_yet(memcg: Path) -> None:
-    cgroup = Cgroup(memcg / "not" / "yet")
+def test_a_cgroup_that_does_not_exist_yet(memcg1: Path) -> None:
+    cgroup = Cgroup(memcg1 / "not" / "yet")
     assert not cgroup.exists()
     assert type(refused(lambda: Cgroup.create(cgroup))) is FileNotFoundError
     assert cgroup.parent is not None
@@ -333,21 +333,21 @@ def test_a_cgroup_that_does_not_exist_yet(memcg: Path) -> None:
     assert cgroup.usage >= 0
 
 
-def test_children(memcg: Path) -> None:
+def test_children(memcg1: Path) -> None:
     names = ["b", "a", "ä", "c d", os.fsdecode(b"\xff"), "C"]
     for name in names:
-        make(memcg / name)
-    make(memcg / "a" / "deeper")
-    children = Cgroup(memcg).children()
+        make(memcg1 / name)
+    make(memcg1 / "a" / "deeper")
+    children = Cgroup(memcg1).children()
     assert [child.name for child in children] == sorted(names)
-    assert all(type(child) is Cgroup and child.parent == Cgroup(memcg) for child in children)
-    assert [child.path for child in children[1].children()] == [f"{memcg}/a/deeper"]
+    assert all(type(child) is Cgroup and child.parent == Cgroup(memcg1) for child in children)
+    assert [child.path for child in children[1].children()] == [f"{memcg1}/a/deeper"]
     assert children[0].children() == []
 
 
-def test_remove(memcg: Path, sleepers: Callable[[Path], int]) -> None:
-    above = Cgroup.create(memcg / "above")
-    below = Cgroup.create(memcg / "above" / "below")
+def test_remove(memcg1: Path, sleepers: Callable[[Path], int]) -> None:
+    above = Cgroup.create(memcg1 / "above")
+    below = Cgroup.create(memcg1 / "above" / "below")
     error = refused(above.remove)
     assert isinstance(error, OSError)
     assert (error.errno, error.filename) == (errno.EBUSY, above.path)
@@ -361,9 +361,9 @@ def test_remove(memcg: Path, sleepers: Callable[[Path], int]) -> None:
     assert above.exists()
 
 
-def test_the_limit(memcg: Path) -> None:
-    cgroup = Cgroup.create(memcg / "web")
-    file = memcg / "web" / "memory.limit_in_bytes"
+def test_the_limit(memcg1: Path) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
+    file = memcg1 / "web" / "memory.limit_in_bytes"
     page = mmap.PAGESIZE
     assert cgroup.limit is None
     for given, expected in (
@@ -383,8 +383,8 @@ def test_the_limit(memcg: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [-1, -4096, -(2**70)])
-def test_a_negative_limit(memcg: Path, limit: int) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_a_negative_limit(memcg1: Path, limit: int) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     cgroup.limit = 1 << 20
     error = refused(lambda: setattr(cgroup, "limit", limit))
     assert type(error) is ValueError
@@ -393,9 +393,9 @@ def test_a_negative_limit(memcg: Path, limit: int) -> None:
 
 
 @pytest.mark.parametrize("limit", [2**63, 2**64, 2**64 + (1 << 20), 2**70 + 4096, 10**30], ids=hex)
-def test_a_limit_beyond_all_numbers_is_no_small_one(memcg: Path, limit: int) -> None:
+def test_a_limit_beyond_all_numbers_is_no_small_one(memcg1: Path, limit: int) -> None:
     """The kernel would take what is left of it modulo 2**64."""
-    cgroup = Cgroup.create(memcg / "web")
+    cgroup = Cgroup.create(memcg1 / "web")
     cgroup.limit = 2 << 20
     try:
         cgroup.limit = limit
@@ -406,8 +406,8 @@ def test_a_limit_beyond_all_numbers_is_no_small_one(memcg: Path, limit: int) -> 
 
 
 @pytest.mark.parametrize("limit", ["1M", b"1", [], object()], ids=repr)
-def test_a_limit_that_is_no_number(memcg: Path, limit: object) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_a_limit_that_is_no_number(memcg1: Path, limit: object) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     assert type(refused(lambda: setattr(cgroup, "limit", limit))) is TypeError
     assert cgroup.limit is None
 
@@ -420,18 +420,18 @@ def test_the_root_has_no_limit_to_set(root: Path) -> None:
     assert (error.errno, error.filename) == (errno.EINVAL, f"{root}/memory.limit_in_bytes")
 
 
-def test_usage_and_peak(memcg: Path, hog: str) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_usage_and_peak(memcg1: Path, hog: str) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     assert cgroup.usage < 1 << 20
-    pid = start_hog(hog, memcg / "web", 16 << 20)
+    pid = start_hog(hog, memcg1 / "web", 16 << 20)
     assert os.waitpid(pid, 0)[1] == 0
     assert 16 << 20 <= cgroup.peak < 32 << 20
     assert cgroup.usage < cgroup.peak
-    assert cgroup.peak == int((memcg / "web" / "memory.max_usage_in_bytes").read_text())
+    assert cgroup.peak == int((memcg1 / "web" / "memory.max_usage_in_bytes").read_text())
 
 
-def test_usage_of_a_process_that_holds_memory(memcg: Path) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_usage_of_a_process_that_holds_memory(memcg1: Path) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     code = """
 import sys
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")
@@ -449,8 +449,8 @@ sys.stdin.read()
     eventually(lambda: cgroup.usage < 16 << 20)
 
 
-def test_oom_control(memcg: Path, hog: str) -> None:
-    path = make(memcg / "web", "1M")
+def test_oom_control(memcg1: Path, hog: str) -> None:
+    path = make(memcg1 / "web", "1M")
     cgroup = Cgroup(path)
     said = cgroup.oom_control()
     assert type(said) is OomControl
@@ -471,21 +471,21 @@ def test_oom_control(memcg: Path, hog: str) -> None:
     assert (said.oom_kill_disable, said.under_oom, said.oom_kill) == (True, False, 2)
 
 
-def test_of_pid(memcg: Path, root: Path, sleepers: Callable[[Path], int]) -> None:
+def test_of_pid(memcg1: Path, root: Path, sleepers: Callable[[Path], int]) -> None:
     own = Cgroup.of_pid()
     assert own == Cgroup.of_pid(os.getpid())
     assert own.exists()
     assert os.getpid() in own.pids()
-    inner = make(make(memcg / "a b") / os.fsdecode(b"\xff,:"))
+    inner = make(make(memcg1 / "a b") / os.fsdecode(b"\xff,:"))
     pid = sleepers(inner)
     assert Cgroup.of_pid(pid) == Cgroup(inner)
-    put(memcg / "cgroup.procs", str(pid))
-    assert Cgroup.of_pid(pid) == Cgroup(memcg)
+    put(memcg1 / "cgroup.procs", str(pid))
+    assert Cgroup.of_pid(pid) == Cgroup(memcg1)
     put(root / "cgroup.procs", str(pid))
     assert Cgroup.of_pid(pid) == Cgroup(root)
 
 
-def test_of_pid_after_a_move_of_its_own(memcg: Path) -> None:
+def test_of_pid_after_a_move_of_its_own(memcg1: Path) -> None:
     code = """
 import os, sys
 from memcg_oom import Cgroup
@@ -494,7 +494,7 @@ open(cgroup.path + "/cgroup.procs", "w").write("0")
 assert Cgroup.of_pid() == cgroup, Cgroup.of_pid()
 assert cgroup.pids() == [os.getpid()]
 """
-    assert run_python(code, make(memcg / "web")) == (0, "", "")
+    assert run_python(code, make(memcg1 / "web")) == (0, "", "")
 
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**31 - 1, 2**40, -1])
@@ -504,15 +504,15 @@ def test_of_pid_of_no_process(pid: int) -> None:
     assert error.errno == errno.ESRCH
 
 
-def test_of_pid_of_one_that_has_ended(memcg: Path) -> None:
+def test_of_pid_of_one_that_has_ended(memcg1: Path) -> None:
     process = subprocess.Popen(["true"])
     assert process.wait(PATIENCE) == 0
     assert type(refused(lambda: Cgroup.of_pid(process.pid))) is ProcessLookupError
 
 
-def test_of_pid_of_one_whose_cgroup_was_removed(memcg: Path, root: Path) -> None:
+def test_of_pid_of_one_whose_cgroup_was_removed(memcg1: Path, root: Path) -> None:
     """A zombie is counted to the root, not to what is gone."""
-    cgroup = make(memcg / "web")
+    cgroup = make(memcg1 / "web")
     process = subprocess.Popen(["sleep", "1000"])
     put(cgroup / "cgroup.procs", str(process.pid))
     process.kill()
@@ -525,13 +525,13 @@ def test_of_pid_of_one_whose_cgroup_was_removed(memcg: Path, root: Path) -> None
 # -- Cgroup.kill()
 
 
-def test_kill(memcg: Path, sleepers: Callable[[Path], int]) -> None:
-    make(make(memcg / "web") / "below")
-    make(memcg / "beside")
-    cgroup = Cgroup(memcg / "web")
+def test_kill(memcg1: Path, sleepers: Callable[[Path], int]) -> None:
+    make(make(memcg1 / "web") / "below")
+    make(memcg1 / "beside")
+    cgroup = Cgroup(memcg1 / "web")
     assert cgroup.kill() == 0
-    pids = [sleepers(memcg / "web") for _ in range(5)]
-    spared = [sleepers(memcg / name) for name in (".", "web/below", "beside")]
+    pids = [sleepers(memcg1 / "web") for _ in range(5)]
+    spared = [sleepers(memcg1 / name) for name in (".", "web/below", "beside")]
     assert sorted(cgroup.pids()) == sorted(pids)
     before = fds()
     assert cgroup.kill() == 5
@@ -543,29 +543,29 @@ def test_kill(memcg: Path, sleepers: Callable[[Path], int]) -> None:
     for pid in spared:
         os.kill(pid, 0)
         assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
-    assert Cgroup(memcg / "web" / "below").kill() == 1
+    assert Cgroup(memcg1 / "web" / "below").kill() == 1
 
 
 def test_kill_counts_whom_it_signalled(
-    memcg: Path, sleepers: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, sleepers: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of three are gone before their turn, one of them with its pid used anew elsewhere."""
-    cgroup = Cgroup.create(memcg / "web")
-    gone, moved, stays = (sleepers(memcg / "web") for _ in range(3))
+    cgroup = Cgroup.create(memcg1 / "web")
+    gone, moved, stays = (sleepers(memcg1 / "web") for _ in range(3))
     really = os.pidfd_open
 
     def pidfd_open(pid: int, flags: int = 0) -> int:
         if pid == gone:
-            put(memcg / "cgroup.procs", str(pid))
+            put(memcg1 / "cgroup.procs", str(pid))
             raise ProcessLookupError(errno.ESRCH, "No such process")
         if pid == moved:
-            put(memcg / "cgroup.procs", str(pid))
+            put(memcg1 / "cgroup.procs", str(pid))
         return really(pid, flags)
 
     monkeypatch.setattr(os, "pidfd_open", pidfd_open)
     assert cgroup.kill() == 1
     os.waitid(os.P_PID, stays, os.WEXITED | os.WNOWAIT)
-    assert sorted(Cgroup(memcg).pids()) == sorted([gone, moved])
+    assert sorted(Cgroup(memcg1).pids()) == sorted([gone, moved])
 
 
 # Processes that fork as fast as they can; their zombies are nobody's, and the last line says how it ended.
@@ -622,9 +622,9 @@ print(escaped)
 
 
 @pytest.mark.parametrize("how", ["bear", "pass on"])
-def test_kill_of_processes_that_fork(memcg: Path, how: str) -> None:
+def test_kill_of_processes_that_fork(memcg1: Path, how: str) -> None:
     """None of them is left, also none that appeared meanwhile."""
-    code, out, err = run_python(FORKERS, how, memcg / "forkers", max(3, ROUNDS // 10))
+    code, out, err = run_python(FORKERS, how, memcg1 / "forkers", max(3, ROUNDS // 10))
     assert code == 0, err
     assert out == "0\n", f"{out.strip()} escaped"
 
@@ -648,8 +648,8 @@ def everything(cgroup: Cgroup) -> dict[str, Callable[[], object]]:
     }
 
 
-def test_all_of_a_removed_cgroup(memcg: Path) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_all_of_a_removed_cgroup(memcg1: Path) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     for name, call in everything(cgroup).items():
         if name != "remove":
             call()
@@ -660,16 +660,16 @@ def test_all_of_a_removed_cgroup(memcg: Path) -> None:
         assert isinstance(error.filename, str), name
         assert error.filename.startswith(cgroup.path), name
     assert not cgroup.exists()
-    assert (cgroup.name, cgroup.parent, cgroup.version) == ("web", Cgroup(memcg), 1)
-    assert repr(cgroup) == f"Cgroup('{memcg}/web')"
+    assert (cgroup.name, cgroup.parent, cgroup.version) == ("web", Cgroup(memcg1), 1)
+    assert repr(cgroup) == f"Cgroup('{memcg1}/web')"
     cgroup = Cgroup.create(cgroup)  # anew, under the same name
     assert cgroup.usage >= 0
 
 
 @pytest.mark.parametrize("name", ["usage", "peak", "limit", "oom_control", "pids", "kill"])
-def test_removed_between_the_opening_and_the_reading(memcg: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_between_the_opening_and_the_reading(memcg1: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says ENODEV then."""
-    cgroup = Cgroup.create(memcg / "web")
+    cgroup = Cgroup.create(memcg1 / "web")
 
     def removed_meanwhile(*arguments: Any) -> Any:
         file = builtins_open(*arguments)
@@ -685,8 +685,8 @@ def test_removed_between_the_opening_and_the_reading(memcg: Path, name: str, mon
     assert str(error.filename).startswith(cgroup.path)
 
 
-def test_removed_between_the_opening_and_the_writing(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cgroup = Cgroup.create(memcg / "web")
+def test_removed_between_the_opening_and_the_writing(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroup = Cgroup.create(memcg1 / "web")
     really = os.write
 
     def write(fd: int, data: bytes) -> int:
@@ -710,10 +710,10 @@ while not select.select([0], [], [], 0)[0]:
 """
 
 
-def test_while_a_cgroup_comes_and_goes(memcg: Path, figure: dict[str, object]) -> None:
+def test_while_a_cgroup_comes_and_goes(memcg1: Path, figure: dict[str, object]) -> None:
     """Naming it and listing it never fail; asking it something may find it gone, and nothing else."""
-    path = memcg / "flicker"
-    stays = make(memcg / "stays")
+    path = memcg1 / "flicker"
+    stays = make(memcg1 / "stays")
     seen = missed = 0
     with start_python(FLICKER, path) as process:
         assert process.stdout is not None
@@ -721,8 +721,8 @@ def test_while_a_cgroup_comes_and_goes(memcg: Path, figure: dict[str, object]) -
         try:
             for _ in range(ROUNDS):
                 cgroup = Cgroup(path)
-                assert cgroup.parent == Cgroup(memcg)
-                children = Cgroup(memcg).children()
+                assert cgroup.parent == Cgroup(memcg1)
+                children = Cgroup(memcg1).children()
                 assert Cgroup(stays) in children
                 assert set(children) <= {Cgroup(stays), cgroup}
                 assert cgroup.exists() in (True, False)
@@ -739,8 +739,8 @@ def test_while_a_cgroup_comes_and_goes(memcg: Path, figure: dict[str, object]) -
     figure.update(seen=seen, missed=missed)
 
 
-def test_named_in_the_moment_of_its_removal(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make(memcg / "web")
+def test_named_in_the_moment_of_its_removal(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(memcg1 / "web")
     really = os.stat
 
     def stat(name: Any, *arguments: Any, **options: Any) -> os.stat_result:
@@ -759,8 +759,8 @@ def test_named_in_the_moment_of_its_removal(memcg: Path, monkeypatch: pytest.Mon
 # -- no memory cgroups
 
 
-def test_outside_of_all_cgroups(tmp_path: Path, memcg: Path) -> None:
-    (tmp_path / "link").symlink_to(memcg)
+def test_outside_of_all_cgroups(tmp_path: Path, memcg1: Path) -> None:
+    (tmp_path / "link").symlink_to(memcg1)
     for path in (
         "/",
         "/proc",
@@ -768,7 +768,7 @@ def test_outside_of_all_cgroups(tmp_path: Path, memcg: Path) -> None:
         tmp_path,
         tmp_path / "missing",
         "/no/such/path",
-        memcg.parent.parent.parent,
+        memcg1.parent.parent.parent,
     ):
         error = refused(lambda path=path: Cgroup(path))  # type: ignore[misc]
         assert type(error) is NotACgroupError, path
@@ -778,7 +778,7 @@ def test_outside_of_all_cgroups(tmp_path: Path, memcg: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
-def test_in_cgroup_v2_where_the_memory_controller_is_on_v1(memcg: Path) -> None:
+def test_in_cgroup_v2_where_the_memory_controller_is_on_v1(memcg1: Path) -> None:
     point = next((mount.point for mount in cgroup_mounts() if mount.version == 2), None)
     if point is None:
         pytest.skip("no cgroup v2 hierarchy is mounted here")
@@ -790,7 +790,7 @@ def test_in_cgroup_v2_where_the_memory_controller_is_on_v1(memcg: Path) -> None:
         assert type(refused(lambda path=path: Cgroup.create(path))) is NotACgroupError  # type: ignore[misc]
 
 
-def test_in_another_v1_hierarchy(memcg: Path) -> None:
+def test_in_another_v1_hierarchy(memcg1: Path) -> None:
     point = next((mount.point for mount in cgroup_mounts() if mount.version == 1 and not mount.memory), None)
     if point is None:
         pytest.skip("no other cgroup v1 hierarchy is mounted here")
@@ -799,14 +799,14 @@ def test_in_another_v1_hierarchy(memcg: Path) -> None:
         assert type(refused(lambda path=path: Cgroup.create(path))) is NotACgroupError  # type: ignore[misc]
 
 
-def test_a_control_file_is_no_cgroup(memcg: Path) -> None:
-    cgroup = Cgroup(memcg / "memory.stat")
+def test_a_control_file_is_no_cgroup(memcg1: Path) -> None:
+    cgroup = Cgroup(memcg1 / "memory.stat")
     assert not cgroup.exists()
     for name, call in everything(cgroup).items():
         assert type(refused(call)) is NotADirectoryError, name
 
 
-def test_objects_of_another_interpreter_do_the_same(memcg: Path) -> None:
+def test_objects_of_another_interpreter_do_the_same(memcg1: Path) -> None:
     """Without assertions and under -W error: nothing hangs on either."""
     code = """
 import sys
@@ -817,5 +817,5 @@ with register(cgroup, "memory.oom_control") as eventfd:
     print(cgroup.limit, eventfd.read(), cgroup.pids(), cgroup.kill())
 cgroup.remove()
 """
-    assert run_python(code, memcg / "web", options=["-O", "-W", "error"]) == (0, "1048576 None [] 0\n", "")
+    assert run_python(code, memcg1 / "web", options=["-O", "-W", "error"]) == (0, "1048576 None [] 0\n", "")
     assert sys.flags.optimize == 0

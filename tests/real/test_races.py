@@ -59,10 +59,10 @@ def judge(reader: Reader, counted: dict[Watch, tuple[int, int]], figure: dict[st
     return sum(not ledger.kills[watch] for watch in counted)
 
 
-def test_kill_reap_and_remove_at_once(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_kill_reap_and_remove_at_once(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     reader = Reader(Monitor())
     try:
-        counted = race(reader, hog, memcg, ROUNDS)
+        counted = race(reader, hog, memcg1, ROUNDS)
     finally:
         reader.finish()
     missed = judge(reader, counted, figure)
@@ -70,39 +70,39 @@ def test_kill_reap_and_remove_at_once(memcg: Path, hog: str, figure: dict[str, o
     assert missed <= ROUNDS * MISSED
 
 
-def test_the_same_with_a_reader_that_sleeps_up_to_60_ms(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_the_same_with_a_reader_that_sleeps_up_to_60_ms(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     reader = Reader(Monitor(), wait_pause=0.06)
     try:
-        counted = race(reader, hog, memcg, ROUNDS)
+        counted = race(reader, hog, memcg1, ROUNDS)
     finally:
         reader.finish()
     figure["missed"] = judge(reader, counted, figure)
 
 
-def test_the_same_with_a_reader_that_sleeps_after_each_event(memcg: Path, hog: str, figure: dict[str, object]) -> None:
+def test_the_same_with_a_reader_that_sleeps_after_each_event(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     reader = Reader(Monitor(), event_pause=0.06)
     try:
-        counted = race(reader, hog, memcg, 150)
+        counted = race(reader, hog, memcg1, 150)
     finally:
         reader.finish()
     figure["missed"] = judge(reader, counted, figure)
 
 
 def test_the_same_where_files_cannot_be_opened_by_id(
-    memcg: Path, hog: str, figure: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, figure: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Hierarchy, "_can_open_by_id", lambda _: False)
     reader = Reader(Monitor())
     try:
-        counted = race(reader, hog, memcg, 200)
+        counted = race(reader, hog, memcg1, 200)
     finally:
         reader.finish()
     figure["missed"] = judge(reader, counted, figure)
 
 
-def test_plain_removals_are_no_ooms(memcg: Path, figure: dict[str, object]) -> None:
+def test_plain_removals_are_no_ooms(memcg1: Path, figure: dict[str, object]) -> None:
     with Monitor() as monitor:
-        watches = monitor.watch_many([make(memcg / str(number)) for number in range(ROUNDS)])
+        watches = monitor.watch_many([make(memcg1 / str(number)) for number in range(ROUNDS)])
         for watch in watches:
             Path(watch.cgroup).rmdir()
         ledger = take_until(monitor, lambda ledger: ledger.removals.total() >= ROUNDS)
@@ -114,12 +114,12 @@ def test_plain_removals_are_no_ooms(memcg: Path, figure: dict[str, object]) -> N
         assert monitor.watches == ()
 
 
-def test_removals_while_others_read_and_write(memcg: Path, figure: dict[str, object]) -> None:
+def test_removals_while_others_read_and_write(memcg1: Path, figure: dict[str, object]) -> None:
     """Watched, removed and waited for one after the other, so that each removal stands alone."""
     reader = Reader(Monitor())
     try:
         for number in range(200):
-            cgroup = make(memcg / str(number))
+            cgroup = make(memcg1 / str(number))
             reader.monitor.watch(cgroup)
             cgroup.rmdir()
         reader.wait_for_removals(200)

@@ -112,18 +112,18 @@ def mounted(version: int, memory: bool) -> str | None:
     return next((one.point for one in cgroup_mounts() if (one.version, one.memory) == (version, memory)), None)
 
 
-def make_bad(kind: str, memcg: Path, tmp_path: Path) -> Bad | None:
+def make_bad(kind: str, memcg1: Path, tmp_path: Path) -> Bad | None:
     """One bad path; None where this host cannot have one."""
     (tmp_path / "file").write_text("")
     path, error, number = {
-        "missing": (memcg / "missing", FileNotFoundError, errno.ENOENT),
-        "missing parent": (memcg / "missing" / "too", FileNotFoundError, errno.ENOENT),
-        "a file": (memcg / "memory.oom_control", NotADirectoryError, errno.ENOTDIR),
-        "below a file": (memcg / "memory.oom_control" / "x", NotADirectoryError, errno.ENOTDIR),
+        "missing": (memcg1 / "missing", FileNotFoundError, errno.ENOENT),
+        "missing parent": (memcg1 / "missing" / "too", FileNotFoundError, errno.ENOENT),
+        "a file": (memcg1 / "memory.oom_control", NotADirectoryError, errno.ENOTDIR),
+        "below a file": (memcg1 / "memory.oom_control" / "x", NotADirectoryError, errno.ENOTDIR),
         "a file elsewhere": (tmp_path / "file", NotADirectoryError, errno.ENOTDIR),
         "a directory elsewhere": (tmp_path, NotACgroupError, errno.EINVAL),
         "missing elsewhere": (tmp_path / "missing", FileNotFoundError, errno.ENOENT),
-        "the root": (memcg.parent.parent, RootCgroupError, errno.EINVAL),
+        "the root": (memcg1.parent.parent, RootCgroupError, errno.EINVAL),
         "v2": (mounted(2, True), NotACgroupError, errno.EINVAL),
         "another v1 hierarchy": (mounted(1, False), NotACgroupError, errno.EINVAL),
     }[kind]
@@ -131,8 +131,8 @@ def make_bad(kind: str, memcg: Path, tmp_path: Path) -> Bad | None:
 
 
 @pytest.fixture(params=KINDS)
-def bad(request: pytest.FixtureRequest, memcg: Path, tmp_path: Path) -> Bad:
-    made = make_bad(request.param, memcg, tmp_path)
+def bad(request: pytest.FixtureRequest, memcg1: Path, tmp_path: Path) -> Bad:
+    made = make_bad(request.param, memcg1, tmp_path)
     if made is None:
         pytest.skip(f"{request.param}: not mounted here")
     return made
@@ -145,24 +145,24 @@ def check_bad(error: Exception, bad: Bad) -> None:
     assert bad.path in str(error)
 
 
-def test_a_bad_path_in_an_empty_monitor(bad: Bad, memcg: Path, hog: str, way_to_open: str) -> None:
+def test_a_bad_path_in_an_empty_monitor(bad: Bad, memcg1: Path, hog: str, way_to_open: str) -> None:
     with Monitor() as monitor:
         check_bad(refused(lambda: monitor.watch(bad.path), monitor), bad)
         check_bad(refused(lambda: monitor.watch_many([bad.path]), monitor), bad)
         assert monitor.wait(0) == []
-        still_works(monitor, monitor.watch(make(memcg / "good", "1M")), hog)
+        still_works(monitor, monitor.watch(make(memcg1 / "good", "1M")), hog)
 
 
-def test_a_bad_path_where_others_are_watched(bad: Bad, memcg: Path, hog: str, way_to_open: str) -> None:
+def test_a_bad_path_where_others_are_watched(bad: Bad, memcg1: Path, hog: str, way_to_open: str) -> None:
     with Monitor() as monitor:
-        watch = monitor.watch(make(memcg / "good", "1M"))
+        watch = monitor.watch(make(memcg1 / "good", "1M"))
         check_bad(refused(lambda: monitor.watch(bad.path), monitor), bad)
         still_works(monitor, watch, hog)
         assert monitor.watches == (watch,)
 
 
-def test_a_bad_path_behind_a_good_one(bad: Bad, memcg: Path, hog: str, way_to_open: str) -> None:
-    good, other = make(memcg / "good", "1M"), make(memcg / "other", "1M")
+def test_a_bad_path_behind_a_good_one(bad: Bad, memcg1: Path, hog: str, way_to_open: str) -> None:
+    good, other = make(memcg1 / "good", "1M"), make(memcg1 / "other", "1M")
     with Monitor() as monitor:
         check_bad(refused(lambda: monitor.watch_many([good, bad.path]), monitor), bad)
         check_bad(refused(lambda: monitor.watch_many([good, other, bad.path, other]), monitor), bad)
@@ -178,14 +178,14 @@ def test_register_says_the_same(bad: Bad) -> None:
     check_bad(refused(lambda: register(bad.path, "memory.oom_control")), bad)
 
 
-def test_a_bad_path_among_many_that_threads_register(memcg: Path, tmp_path: Path, hog: str) -> None:
-    good = [make(memcg / f"g{number}") for number in range(MANY)]
-    first = make(memcg / "first", "1M")
+def test_a_bad_path_among_many_that_threads_register(memcg1: Path, tmp_path: Path, hog: str) -> None:
+    good = [make(memcg1 / f"g{number}") for number in range(MANY)]
+    first = make(memcg1 / "first", "1M")
     with Monitor() as monitor:
         watch = monitor.watch(first)
         tried = 0
         for kind in KINDS:
-            bad = make_bad(kind, memcg, tmp_path)
+            bad = make_bad(kind, memcg1, tmp_path)
             if bad is None:
                 continue
             for place in (0, MANY // 4, MANY // 2, 3 * MANY // 4, MANY):
@@ -199,20 +199,20 @@ def test_a_bad_path_among_many_that_threads_register(memcg: Path, tmp_path: Path
         assert monitor.watches == (watch, *watches)
 
 
-def test_two_bad_ones_in_the_two_halves(memcg: Path) -> None:
+def test_two_bad_ones_in_the_two_halves(memcg1: Path) -> None:
     """The one that comes first in the list is told."""
-    good = [make(memcg / f"g{number}") for number in range(MANY)]
+    good = [make(memcg1 / f"g{number}") for number in range(MANY)]
     with Monitor() as monitor:
-        paths = [*good, memcg / "second"]
-        paths.insert(10, memcg / "first")
+        paths = [*good, memcg1 / "second"]
+        paths.insert(10, memcg1 / "first")
         error = refused(lambda: monitor.watch_many(paths), monitor)
         assert isinstance(error, FileNotFoundError)
-        assert error.filename == f"{memcg}/first"
+        assert error.filename == f"{memcg1}/first"
 
 
 @pytest.mark.parametrize("path", ["", b"", "a\0b", b"\0", "/sys\0"])
-def test_no_path_at_all(path: str | bytes, memcg: Path) -> None:
-    good = make(memcg / "good")
+def test_no_path_at_all(path: str | bytes, memcg1: Path) -> None:
+    good = make(memcg1 / "good")
     with Monitor() as monitor:
         monitor.watch(good)
         for call in (
@@ -226,8 +226,8 @@ def test_no_path_at_all(path: str | bytes, memcg: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [None, 3, 1.5, object()], ids=repr)
-def test_not_a_path(path: object, memcg: Path) -> None:
-    good = make(memcg / "good")
+def test_not_a_path(path: object, memcg1: Path) -> None:
+    good = make(memcg1 / "good")
     with Monitor() as monitor:
         monitor.watch(good)
         for call in (
@@ -240,9 +240,9 @@ def test_not_a_path(path: object, memcg: Path) -> None:
             assert type(refused(call, monitor)) is TypeError
 
 
-def test_an_iterable_that_fails_on_the_way(memcg: Path) -> None:
+def test_an_iterable_that_fails_on_the_way(memcg1: Path) -> None:
     def paths() -> Iterator[Path]:
-        yield make(memcg / "good")
+        yield make(memcg1 / "good")
         raise LookupError
 
     with Monitor() as monitor:
@@ -254,8 +254,8 @@ def test_an_iterable_that_fails_on_the_way(memcg: Path) -> None:
 # -- those that are gone
 
 
-def test_skip_gone_leaves_out_the_missing_ones_in_order(memcg: Path, hog: str, way_to_open: str) -> None:
-    paths = [memcg / f"c{number}" for number in range(10)]
+def test_skip_gone_leaves_out_the_missing_ones_in_order(memcg1: Path, hog: str, way_to_open: str) -> None:
+    paths = [memcg1 / f"c{number}" for number in range(10)]
     for path in paths[1::2]:
         make(path, "1M")
     with Monitor() as monitor:
@@ -266,15 +266,15 @@ def test_skip_gone_leaves_out_the_missing_ones_in_order(memcg: Path, hog: str, w
         assert monitor.watch_many(reversed(paths), skip_gone=True)[0].cgroup == str(paths[-1])
 
 
-def test_skip_gone_where_all_are_gone(memcg: Path, hog: str) -> None:
-    paths = [memcg / f"c{number}" for number in range(MANY)]
+def test_skip_gone_where_all_are_gone(memcg1: Path, hog: str) -> None:
+    paths = [memcg1 / f"c{number}" for number in range(MANY)]
     before = fds()
     with Monitor() as monitor:
         opened = fds()
         assert monitor.watch_many(paths, skip_gone=True) == []
         assert monitor.watch_many([], skip_gone=True) == monitor.watch_many([]) == []
         assert (fds(), monitor.watches) == (opened, ())
-        watch = monitor.watch(make(memcg / "good", "1M"))
+        watch = monitor.watch(make(memcg1 / "good", "1M"))
         opened = fds()
         assert monitor.watch_many(paths, skip_gone=True) == []
         assert (fds(), monitor.watches) == (opened, (watch,))
@@ -282,14 +282,14 @@ def test_skip_gone_where_all_are_gone(memcg: Path, hog: str) -> None:
     assert fds() == before
 
 
-def test_skip_gone_skips_nothing_else(memcg: Path, tmp_path: Path) -> None:
-    good = make(memcg / "good")
+def test_skip_gone_skips_nothing_else(memcg1: Path, tmp_path: Path) -> None:
+    good = make(memcg1 / "good")
     with Monitor() as monitor:
         for kind in KINDS:
-            bad = make_bad(kind, memcg, tmp_path)
+            bad = make_bad(kind, memcg1, tmp_path)
             if bad is None or bad.error is FileNotFoundError:
                 continue
-            paths = [memcg / "missing", good, bad.path]
+            paths = [memcg1 / "missing", good, bad.path]
             error = refused(lambda paths=paths: monitor.watch_many(paths, skip_gone=True), monitor)  # type: ignore[misc]
             check_bad(error, bad)
 
@@ -304,9 +304,9 @@ while not select.select([0], [], [], 0)[0]:
 """
 
 
-def test_a_cgroup_that_goes_while_it_is_registered(memcg: Path, way_to_open: str, figure: dict[str, object]) -> None:
-    path = memcg / "flicker"
-    good = make(memcg / "good")
+def test_a_cgroup_that_goes_while_it_is_registered(memcg1: Path, way_to_open: str, figure: dict[str, object]) -> None:
+    path = memcg1 / "flicker"
+    good = make(memcg1 / "good")
     caught = 0
     errors: Counter[tuple[int | None, bool]] = Counter()
     with start_python(FLICKER, path) as process, Monitor() as monitor:
@@ -338,8 +338,8 @@ def test_a_cgroup_that_goes_while_it_is_registered(memcg: Path, way_to_open: str
     figure.update(caught=caught, missed=errors.total())
 
 
-def test_register_while_the_cgroup_goes(memcg: Path, figure: dict[str, object]) -> None:
-    path = memcg / "flicker"
+def test_register_while_the_cgroup_goes(memcg1: Path, figure: dict[str, object]) -> None:
+    path = memcg1 / "flicker"
     caught = missed = 0
     with start_python(FLICKER, path) as process:
         assert process.stdout is not None
@@ -366,8 +366,10 @@ for path in sys.argv[2:]:
 """
 
 
-def test_skip_gone_while_another_process_removes_them(memcg: Path, way_to_open: str, figure: dict[str, object]) -> None:
-    paths = [make(memcg / f"c{number}") for number in range(300)]
+def test_skip_gone_while_another_process_removes_them(
+    memcg1: Path, way_to_open: str, figure: dict[str, object]
+) -> None:
+    paths = [make(memcg1 / f"c{number}") for number in range(300)]
     order = paths[:-50]  # the rest is removed by the test
     random.Random(1).shuffle(order)
     with Monitor() as monitor, start_python(REMOVER, *order) as process:
@@ -425,8 +427,8 @@ with memcg_oom.Monitor() as monitor:
 
 
 @pytest.mark.parametrize("file", ["cgroup.event_control", "memory.oom_control"])
-def test_no_permission(memcg: Path, hog: str, file: str) -> None:
-    good, bad = make(memcg / "good", "1M"), make(memcg / "bad")
+def test_no_permission(memcg1: Path, hog: str, file: str) -> None:
+    good, bad = make(memcg1 / "good", "1M"), make(memcg1 / "bad")
     (bad / file).chmod(0)
     (good / "cgroup.event_control").chmod(0o222)
     with start_python(AS_NOBODY, good, bad) as process:
@@ -440,8 +442,8 @@ def test_no_permission(memcg: Path, hog: str, file: str) -> None:
     assert (lines[4], out) == ("watching\n", "killed 1\n")
 
 
-def test_no_permission_to_enter_the_directory_above(memcg: Path, hog: str) -> None:
-    good, above = make(memcg / "good", "1M"), make(memcg / "above")
+def test_no_permission_to_enter_the_directory_above(memcg1: Path, hog: str) -> None:
+    good, above = make(memcg1 / "good", "1M"), make(memcg1 / "above")
     bad = make(above / "bad")
     above.chmod(0)
     (good / "cgroup.event_control").chmod(0o222)
@@ -477,12 +479,12 @@ with Monitor() as monitor:
 """
 
 
-def test_a_read_only_mount(memcg: Path, tmp_path: Path) -> None:
+def test_a_read_only_mount(memcg1: Path, tmp_path: Path) -> None:
     tried = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"mount namespaces cannot be made here: {tried.stderr.strip()}")
-    make(memcg / "web")
-    setup = f'mount --bind {memcg} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec "$@"'
+    make(memcg1 / "web")
+    setup = f'mount --bind {memcg1} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec "$@"'
     code, out, err = run_python(READ_ONLY, tmp_path / "web", wrapper=["unshare", "--mount", "sh", "-c", setup, "sh"])
     assert code == 0, err
     expected = f"OSError {errno.EROFS} {tmp_path}/web/cgroup.event_control True False ()\n"
@@ -576,11 +578,11 @@ print("good", flush=True)
 
 @pytest.mark.parametrize(("count", "room"), [(60, 25), (MANY, 300)], ids=["one thread", "several threads"])
 @pytest.mark.parametrize("way", ["by id", "by path"])
-def test_no_descriptors_left(memcg: Path, hog: str, way: str, count: int, room: int) -> None:
+def test_no_descriptors_left(memcg1: Path, hog: str, way: str, count: int, room: int) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < room + 50:
         pytest.skip(f"the hard limit of descriptors is below {room + 50}")
-    first = make(memcg / "first", "1M")
-    others = [make(memcg / f"c{number}") for number in range(count)]
+    first = make(memcg1 / "first", "1M")
+    others = [make(memcg1 / f"c{number}") for number in range(count)]
     with start_python(OUT_OF_FDS, way, room, first, *others) as process:
         assert process.stdout is not None
         assert process.stdin is not None
@@ -629,8 +631,8 @@ def kill_in(monitor: Monitor, watch: Watch, cgroup: Path, hog: str) -> Ledger:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_names(memcg: Path, hog: str, name: str, way_to_open: str) -> None:
-    cgroup = memcg
+def test_odd_names(memcg1: Path, hog: str, name: str, way_to_open: str) -> None:
+    cgroup = memcg1
     for part in os.fsdecode(NAMES[name]).split("/"):
         cgroup = make(cgroup / part)
     put(cgroup / "memory.limit_in_bytes", "1M")
@@ -654,19 +656,19 @@ def test_odd_names(memcg: Path, hog: str, name: str, way_to_open: str) -> None:
         assert ledger.kills[watch] == 1
 
 
-def test_paths_that_are_not_normal(memcg: Path, hog: str, monkeypatch: pytest.MonkeyPatch, way_to_open: str) -> None:
-    cgroup = make(memcg / "web", "1M")
-    make(memcg / "other")
-    monkeypatch.chdir(memcg)
+def test_paths_that_are_not_normal(memcg1: Path, hog: str, monkeypatch: pytest.MonkeyPatch, way_to_open: str) -> None:
+    cgroup = make(memcg1 / "web", "1M")
+    make(memcg1 / "other")
+    monkeypatch.chdir(memcg1)
     for path in (
-        f"{memcg}/other/../web",
-        f"{memcg}/web/",
-        f"{memcg}//web///",
-        f"/{memcg}/./web/.",
+        f"{memcg1}/other/../web",
+        f"{memcg1}/web/",
+        f"{memcg1}//web///",
+        f"/{memcg1}/./web/.",
         "web",
         "./web/",
         "other/../web",
-        f"../{memcg.name}/web",
+        f"../{memcg1.name}/web",
         b"web",
         Path("web"),
         Cgroup("web"),
@@ -683,8 +685,8 @@ def test_paths_that_are_not_normal(memcg: Path, hog: str, monkeypatch: pytest.Mo
         told_under(monitor, watch, cgroup, hog)
 
 
-def test_a_current_directory_that_was_removed(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = make(memcg / "here")
+def test_a_current_directory_that_was_removed(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = make(memcg1 / "here")
     monkeypatch.chdir(here)
     with Monitor() as monitor:
         here.rmdir()
@@ -693,8 +695,8 @@ def test_a_current_directory_that_was_removed(memcg: Path, monkeypatch: pytest.M
             assert type(error) is FileNotFoundError
 
 
-def test_a_symbolic_link_to_a_cgroup(memcg: Path, hog: str, tmp_path: Path, way_to_open: str) -> None:
-    cgroup = make(memcg / "web", "1M")
+def test_a_symbolic_link_to_a_cgroup(memcg1: Path, hog: str, tmp_path: Path, way_to_open: str) -> None:
+    cgroup = make(memcg1 / "web", "1M")
     link = tmp_path / "link"
     link.symlink_to(cgroup)
     with Monitor() as monitor:
@@ -713,10 +715,10 @@ def test_a_symbolic_link_to_a_cgroup(memcg: Path, hog: str, tmp_path: Path, way_
 
 
 def test_a_symbolic_link_is_told_under_one_name(
-    memcg: Path, hog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same whether or not files can be opened by id."""
-    cgroup = make(memcg / "web", "1M")
+    cgroup = make(memcg1 / "web", "1M")
     link = tmp_path / "link"
     link.symlink_to(cgroup)
     with Monitor() as by_id:
@@ -726,9 +728,9 @@ def test_a_symbolic_link_is_told_under_one_name(
             assert by_path.watch(link).cgroup == watch.cgroup
 
 
-def test_symbolic_links_that_lead_nowhere(memcg: Path, tmp_path: Path) -> None:
+def test_symbolic_links_that_lead_nowhere(memcg1: Path, tmp_path: Path) -> None:
     dangling, loop, outside = tmp_path / "dangling", tmp_path / "loop", tmp_path / "outside"
-    dangling.symlink_to(memcg / "missing")
+    dangling.symlink_to(memcg1 / "missing")
     loop.symlink_to(loop)
     outside.symlink_to(tmp_path)
     with Monitor() as monitor:
@@ -738,35 +740,35 @@ def test_symbolic_links_that_lead_nowhere(memcg: Path, tmp_path: Path) -> None:
             assert isinstance(error, OSError)
             assert (error.errno, error.filename) == (errno.ELOOP, str(loop))
             assert type(refused(lambda: monitor.watch(outside), monitor)) is NotACgroupError
-            monitor.watch(memcg)
+            monitor.watch(memcg1)
 
 
-def test_a_path_that_is_too_long(memcg: Path) -> None:
-    path = f"{memcg}{'/' + 'y' * 200}" * 30
+def test_a_path_that_is_too_long(memcg1: Path) -> None:
+    path = f"{memcg1}{'/' + 'y' * 200}" * 30
     with Monitor() as monitor:
         for _ in range(2):  # the second time where a hierarchy is known
             error = refused(lambda: monitor.watch(path), monitor)
             assert isinstance(error, OSError)
             assert (error.errno, error.filename) == (errno.ENAMETOOLONG, path)
-            monitor.watch(memcg)
+            monitor.watch(memcg1)
 
 
-def test_a_name_that_is_too_long(memcg: Path) -> None:
+def test_a_name_that_is_too_long(memcg1: Path) -> None:
     """This file system only says that there is none such."""
     with Monitor() as monitor:
-        error = refused(lambda: monitor.watch(memcg / ("x" * 256)), monitor)
+        error = refused(lambda: monitor.watch(memcg1 / ("x" * 256)), monitor)
         assert isinstance(error, OSError)
         assert error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
-        assert error.filename == f"{memcg}/{'x' * 256}"
+        assert error.filename == f"{memcg1}/{'x' * 256}"
 
 
 # -- numbers that are refused
 
 
 @pytest.mark.parametrize("timeout", [-1, -1e-9, -math.inf, math.nan])
-def test_a_timeout_that_is_no_time(timeout: float, memcg: Path, hog: str) -> None:
+def test_a_timeout_that_is_no_time(timeout: float, memcg1: Path, hog: str) -> None:
     with Monitor() as monitor:
-        watch = monitor.watch(make(memcg / "good", "1M"))
+        watch = monitor.watch(make(memcg1 / "good", "1M"))
         assert type(refused(lambda: monitor.wait(timeout), monitor)) is ValueError
         still_works(monitor, watch, hog)
         with register(watch.cgroup, "memory.oom_control") as eventfd:
@@ -774,8 +776,8 @@ def test_a_timeout_that_is_no_time(timeout: float, memcg: Path, hog: str) -> Non
 
 
 @pytest.mark.parametrize("timeout", ["1", b"1", [], object()], ids=repr)
-def test_a_timeout_that_is_no_number(timeout: object, memcg: Path) -> None:
-    with Monitor() as monitor, register(make(memcg / "good"), "memory.oom_control") as eventfd:
+def test_a_timeout_that_is_no_number(timeout: object, memcg1: Path) -> None:
+    with Monitor() as monitor, register(make(memcg1 / "good"), "memory.oom_control") as eventfd:
         assert type(refused(lambda: monitor.wait(timeout), monitor)) is TypeError  # type: ignore[arg-type]
         assert type(refused(lambda: eventfd.wait(timeout))) is TypeError  # type: ignore[arg-type]
         assert monitor.wait(0) == []
@@ -819,14 +821,14 @@ def test_a_period_that_is_no_number(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["settle", "linger"])
 @pytest.mark.parametrize("period", [1e6, 1e9, 1e10, 1e18, 1e300])
-def test_a_period_of_ages(name: str, period: float, memcg: Path, hog: str) -> None:
+def test_a_period_of_ages(name: str, period: float, memcg1: Path, hog: str) -> None:
     """It is refused as a number, or else it works."""
     try:
         monitor = Monitor(**{name: period})
     except ValueError:
         return
     with monitor:
-        cgroup = make(memcg / "good", "1M")
+        cgroup = make(memcg1 / "good", "1M")
         still_works(monitor, monitor.watch(cgroup), hog)
         remove(cgroup)
         monitor.wait(1)
@@ -835,8 +837,8 @@ def test_a_period_of_ages(name: str, period: float, memcg: Path, hog: str) -> No
 # -- after the end
 
 
-def test_after_close(memcg: Path) -> None:
-    cgroup = make(memcg / "good")
+def test_after_close(memcg1: Path) -> None:
+    cgroup = make(memcg1 / "good")
     monitor = Monitor()
     watch = monitor.watch(cgroup)
     iterator = iter(monitor)
@@ -848,7 +850,7 @@ def test_after_close(memcg: Path) -> None:
 
     calls: dict[str, Callable[[], object]] = {
         "watch": lambda: monitor.watch(cgroup),
-        "watch a missing one": lambda: monitor.watch(memcg / "missing"),
+        "watch a missing one": lambda: monitor.watch(memcg1 / "missing"),
         "watch_many": lambda: monitor.watch_many([cgroup]),
         "watch_many of none": lambda: monitor.watch_many([]),
         "watch_many of many": lambda: monitor.watch_many([cgroup] * MANY),
@@ -883,9 +885,9 @@ def test_after_close(memcg: Path) -> None:
     assert fds() == before
 
 
-def test_a_watch_that_is_closed_after_its_monitor_closes_nobody_elses_file(memcg: Path) -> None:
+def test_a_watch_that_is_closed_after_its_monitor_closes_nobody_elses_file(memcg1: Path) -> None:
     monitor = Monitor()
-    watches = monitor.watch_many([make(memcg / f"c{number}") for number in range(10)])
+    watches = monitor.watch_many([make(memcg1 / f"c{number}") for number in range(10)])
     monitor.close()
     files = [os.open("/dev/null", os.O_RDONLY) for _ in range(30)]  # the numbers of what was closed
     try:

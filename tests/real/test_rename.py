@@ -23,8 +23,8 @@ def kill_and_take(monitor: Monitor, watch: Watch, cgroup: Path, hog: str) -> Led
     return take_until(monitor, lambda ledger: ledger.kills[watch])
 
 
-def test_renamed_while_watched(memcg: Path, hog: str) -> None:
-    old, new = make(memcg / "old", "1M"), memcg / "new"
+def test_renamed_while_watched(memcg1: Path, hog: str) -> None:
+    old, new = make(memcg1 / "old", "1M"), memcg1 / "new"
     with Monitor() as monitor:
         watch = monitor.watch(old)
         assert {event.cgroup for event in kill_and_take(monitor, watch, old, hog).by_watch[watch]} == {str(old)}
@@ -41,24 +41,24 @@ def test_renamed_while_watched(memcg: Path, hog: str) -> None:
         assert ledger.by_watch[watch][-1].cgroup == str(old)
 
 
-def test_an_ancestor_renamed_while_watched(memcg: Path, hog: str) -> None:
-    cgroup = make(make(make(memcg / "a") / "b") / "c", "1M")
+def test_an_ancestor_renamed_while_watched(memcg1: Path, hog: str) -> None:
+    cgroup = make(make(make(memcg1 / "a") / "b") / "c", "1M")
     with Monitor() as monitor:
         watch = monitor.watch(cgroup)
-        (memcg / "a").rename(memcg / "z")
-        moved = memcg / "z" / "b" / "c"
+        (memcg1 / "a").rename(memcg1 / "z")
+        moved = memcg1 / "z" / "b" / "c"
         ledger = kill_and_take(monitor, watch, moved, hog)
         assert {event.cgroup for event in ledger.by_watch[watch]} == {str(moved)}
-        (memcg / "z" / "b").rename(memcg / "z" / "y")
-        moved = memcg / "z" / "y" / "c"
+        (memcg1 / "z" / "b").rename(memcg1 / "z" / "y")
+        moved = memcg1 / "z" / "y" / "c"
         ledger = kill_and_take(monitor, watch, moved, hog)
         assert {event.cgroup for event in ledger.by_watch[watch]} == {str(moved)}
         remove(moved)
         assert take_until(monitor, lambda ledger: ledger.removals[watch]).ooms[watch] == 0
 
 
-def test_renamed_and_removed_without_a_word_before(memcg: Path) -> None:
-    old, new = make(memcg / "old"), memcg / "new"
+def test_renamed_and_removed_without_a_word_before(memcg1: Path) -> None:
+    old, new = make(memcg1 / "old"), memcg1 / "new"
     with Monitor() as monitor:
         watch = monitor.watch(old)
         old.rename(new)
@@ -68,8 +68,8 @@ def test_renamed_and_removed_without_a_word_before(memcg: Path) -> None:
         assert ledger.by_watch[watch][0].cgroup == str(old)  # where it was last seen
 
 
-def test_renamed_with_a_namesake_under_the_old_path(memcg: Path, hog: str) -> None:
-    old, new = make(memcg / "old", "1M"), memcg / "new"
+def test_renamed_with_a_namesake_under_the_old_path(memcg1: Path, hog: str) -> None:
+    old, new = make(memcg1 / "old", "1M"), memcg1 / "new"
     with Monitor() as monitor:
         watch = monitor.watch(old)
         old.rename(new)
@@ -84,8 +84,8 @@ def test_renamed_with_a_namesake_under_the_old_path(memcg: Path, hog: str) -> No
         assert take_until(monitor, lambda ledger: ledger.removals[watch]).unresolved[watch] == 0
 
 
-def test_two_cgroups_swap_their_names_while_kills_happen(memcg: Path, hog: str) -> None:
-    one, two, spare = make(memcg / "one", "1M"), make(memcg / "two", "1M"), memcg / "spare"
+def test_two_cgroups_swap_their_names_while_kills_happen(memcg1: Path, hog: str) -> None:
+    one, two, spare = make(memcg1 / "one", "1M"), make(memcg1 / "two", "1M"), memcg1 / "spare"
     independents = [Independent(one), Independent(two)]
     try:
         with Monitor() as monitor:
@@ -105,9 +105,9 @@ def test_two_cgroups_swap_their_names_while_kills_happen(memcg: Path, hog: str) 
 
 
 @pytest.mark.parametrize("victim", ["new", "old"])
-def test_made_anew_under_the_same_path(memcg: Path, hog: str, victim: str, figure: dict[str, object]) -> None:
+def test_made_anew_under_the_same_path(memcg1: Path, hog: str, victim: str, figure: dict[str, object]) -> None:
     """Neither sees the other's events."""
-    path = memcg / "phoenix"
+    path = memcg1 / "phoenix"
     rounds = 150
     reader = Reader(Monitor())
     pairs: list[tuple[Watch, Watch]] = []
@@ -142,9 +142,9 @@ def test_made_anew_under_the_same_path(memcg: Path, hog: str, victim: str, figur
         assert (ledger.removals[hit], ledger.removals[spared], ledger.unresolved[spared]) == (1, 1, 0)
 
 
-def test_made_anew_while_the_removal_is_still_unknown(memcg: Path, hog: str) -> None:
+def test_made_anew_while_the_removal_is_still_unknown(memcg1: Path, hog: str) -> None:
     """The monitor reads nothing until both have had their OOM under the one path."""
-    path = memcg / "phoenix"
+    path = memcg1 / "phoenix"
     with Monitor() as monitor:
         watches, counted = [], []
         for _ in range(5):

@@ -288,7 +288,7 @@ def test_a_second_waiter_is_an_error(memcg: Path, hog: str) -> None:
         assert monitor.wait(0) == []
 
 
-def test_watching_and_closing_watches_while_another_thread_waits(memcg: Path, hog: str) -> None:
+def test_watching_and_closing_watches_while_another_thread_waits(memcg1: Path, hog: str) -> None:
     """Four threads make, watch, kill in, and remove cgroups of their own under one waiter."""
     ledger = Ledger()
     monitor = Monitor()
@@ -299,7 +299,7 @@ def test_watching_and_closing_watches_while_another_thread_waits(memcg: Path, ho
     def work(name: str) -> None:
         try:
             for number in range(15):
-                cgroup = make(memcg / f"{name}{number}", "1M")
+                cgroup = make(memcg1 / f"{name}{number}", "1M")
                 other = monitor.watch(cgroup)
                 watch = monitor.watch(cgroup)
                 independent = Independent(cgroup)
@@ -369,8 +369,8 @@ def expect_closed(monitor: Monitor, watch: Watch, path: Path) -> None:
     monitor.close()
 
 
-def test_a_forked_child_closes_and_exits(memcg: Path, hog: str) -> None:
-    cgroup, other = make(memcg / "cgroup", "1M"), make(memcg / "other", "1M")
+def test_a_forked_child_closes_and_exits(memcg1: Path, hog: str) -> None:
+    cgroup, other = make(memcg1 / "cgroup", "1M"), make(memcg1 / "other", "1M")
     independent = Independent(cgroup)
     try:
         with Monitor() as monitor:
@@ -481,10 +481,10 @@ def is_in_wait(frame: FrameType | None) -> bool:
 
 
 @pytest.mark.parametrize("by", ["wait", "next"])
-def test_a_storm_of_exceptions_from_signal_handlers(memcg: Path, hog: str, by: str, figure: dict[str, object]) -> None:
+def test_a_storm_of_exceptions_from_signal_handlers(memcg1: Path, hog: str, by: str, figure: dict[str, object]) -> None:
     """Hundreds of them, everywhere inside the monitor, during a storm of kills and removals."""
     rounds = 60
-    cgroups = [make(memcg / str(number), "1M") for number in range(rounds)]
+    cgroups = [make(memcg1 / str(number), "1M") for number in range(rounds)]
     independents = [Independent(cgroup) for cgroup in cgroups]
     collected: list[Event] = []
     bangs = 0

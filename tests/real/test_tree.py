@@ -32,22 +32,22 @@ both = pytest.mark.parametrize("source", ["fanotify", "inotify"])
 
 
 @both
-def test_the_first_scan_finds_all_that_there_is(memcg: Path, hog: str, source: str) -> None:
-    paths = [memcg / "a", memcg / "a" / "b", memcg / "a" / "b" / "c", memcg / "a" / "d", memcg / "e"]
+def test_the_first_scan_finds_all_that_there_is(memcg1: Path, hog: str, source: str) -> None:
+    paths = [memcg1 / "a", memcg1 / "a" / "b", memcg1 / "a" / "b" / "c", memcg1 / "a" / "d", memcg1 / "e"]
     for path in paths:
         make(path, "1M")
     run_hog(hog, paths[2])
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         assert (tree.source, tree.cgroup, tree.closed, tree.removed, tree.polled) == (
             source,
-            os.fspath(memcg),
+            os.fspath(memcg1),
             False,
             False,
             0,
         )
-        assert sorted(watch.cgroup for watch in tree) == sorted(map(os.fspath, [memcg, *paths]))
-        assert held(tree) == standing(memcg)
+        assert sorted(watch.cgroup for watch in tree) == sorted(map(os.fspath, [memcg1, *paths]))
+        assert held(tree) == standing(memcg1)
         assert sorted(watch.cgroup for watch in monitor.watches) == sorted(watch.cgroup for watch in tree)
         # A kill that must be told comes last: the one before the tree, or a Created, would have come with it.
         run_hog(hog, paths[2])
@@ -61,29 +61,29 @@ def test_the_first_scan_finds_all_that_there_is(memcg: Path, hog: str, source: s
 
 
 @both
-def test_a_tree_of_one_leaf(memcg: Path, source: str) -> None:
+def test_a_tree_of_one_leaf(memcg1: Path, source: str) -> None:
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        assert held(tree) == {memcg.stat().st_ino: os.fspath(memcg)}
-        assert repr(tree) == f"<TreeWatch {os.fspath(memcg)!r} open cgroups=1 source={source}>"
+        tree = monitor.watch_tree(memcg1, source=source)
+        assert held(tree) == {memcg1.stat().st_ino: os.fspath(memcg1)}
+        assert repr(tree) == f"<TreeWatch {os.fspath(memcg1)!r} open cgroups=1 source={source}>"
 
 
 # -- who comes and goes
 
 
 @both
-def test_a_burst_of_nested_cgroups(memcg: Path, source: str) -> None:
+def test_a_burst_of_nested_cgroups(memcg1: Path, source: str) -> None:
     """Those made in a new one before anybody looks at it are told of by nobody: it has to be listed."""
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         for name in "pqr":
-            for path in (memcg / name, memcg / name / "b", memcg / name / "b" / "c", memcg / name / "d"):
+            for path in (memcg1 / name, memcg1 / name / "b", memcg1 / name / "b" / "c", memcg1 / name / "d"):
                 make(path)
-        ledger = catch_up(monitor, tree, memcg)
-        make(memcg / "q" / "b" / "c" / "late")
-        catch_up(monitor, tree, memcg, ledger)
+        ledger = catch_up(monitor, tree, memcg1)
+        make(memcg1 / "q" / "b" / "c" / "late")
+        catch_up(monitor, tree, memcg1, ledger)
         take_until_quiet(monitor, ledger)
-        wanted = set(standing(memcg).values()) - {os.fspath(memcg)}
+        wanted = set(standing(memcg1).values()) - {os.fspath(memcg1)}
         assert created(ledger) == sorted(wanted)
         assert all(kinds(ledger, watch) == [Created] for watch in ledger.by_watch)
         # Nobody hears of a cgroup before the one that it is in.
@@ -94,13 +94,13 @@ def test_a_burst_of_nested_cgroups(memcg: Path, source: str) -> None:
 
 
 @both
-def test_each_that_goes_is_told_once_and_last(memcg: Path, hog: str, source: str) -> None:
-    old = make(memcg / "old", "1M")
+def test_each_that_goes_is_told_once_and_last(memcg1: Path, hog: str, source: str) -> None:
+    old = make(memcg1 / "old", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         watch = of(tree, old)
-        young = [make(memcg / "young"), make(memcg / "young" / "inner", "1M")]
-        ledger = catch_up(monitor, tree, memcg)
+        young = [make(memcg1 / "young"), make(memcg1 / "young" / "inner", "1M")]
+        ledger = catch_up(monitor, tree, memcg1)
         watches = [of(tree, path) for path in young]
         for path in (old, young[1]):
             run_hog(hog, path)
@@ -112,28 +112,28 @@ def test_each_that_goes_is_told_once_and_last(memcg: Path, hog: str, source: str
         assert ledger.removals == {watch: 1, watches[0]: 1, watches[1]: 1}
         assert_well_told(ledger, old={watch})
         assert not ledger.unresolved.total()
-        assert held(tree) == {memcg.stat().st_ino: os.fspath(memcg)}
+        assert held(tree) == {memcg1.stat().st_ino: os.fspath(memcg1)}
         assert_totals(tree, ledger)
 
 
 @both
-def test_a_thousand_come_and_go(memcg: Path, source: str) -> None:
+def test_a_thousand_come_and_go(memcg1: Path, source: str) -> None:
     """Names are used again at once, so that changes are read of cgroups that are others by now."""
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         ledger = Ledger()
         for number in range(1000):
             stays = number >= 990 and number % 2
-            path = make(memcg / (f"stays{number}" if stays else str(number % 7)))
+            path = make(memcg1 / (f"stays{number}" if stays else str(number % 7)))
             if number % 3:
                 make(path / "inner").rmdir()
             if number % 50 == 0:
                 ledger.add(monitor.wait(0))
             if not stays:
                 path.rmdir()
-        catch_up(monitor, tree, memcg, ledger)
+        catch_up(monitor, tree, memcg1, ledger)
         take_until_quiet(monitor, ledger)
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
         assert len(held(tree)) == 6
         assert_well_told(ledger)
         assert all(ledger.removals[watch] == 1 for watch in ledger.by_watch if watch not in set(tree))
@@ -141,11 +141,11 @@ def test_a_thousand_come_and_go(memcg: Path, source: str) -> None:
 
 
 @both
-def test_made_anew_under_the_same_name(memcg: Path, hog: str, source: str) -> None:
+def test_made_anew_under_the_same_name(memcg1: Path, hog: str, source: str) -> None:
     """Each is a cgroup of its own: its kills are its own, and each is told of as gone."""
-    path = memcg / "phoenix"
+    path = memcg1 / "phoenix"
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         ledger = Ledger()
         for _ in range(5):
             make(path, "1M")
@@ -154,7 +154,7 @@ def test_made_anew_under_the_same_name(memcg: Path, hog: str, source: str) -> No
             take_until(monitor, lambda ledger: ledger.kills[of(tree, path)], ledger)
             remove(path)
         make(path, "1M")
-        take_until(monitor, lambda ledger: ledger.removals.total() == 5 and held(tree) == standing(memcg), ledger)
+        take_until(monitor, lambda ledger: ledger.removals.total() == 5 and held(tree) == standing(memcg1), ledger)
         assert_well_told(ledger)
         assert sorted(ledger.kills.values()) == [1] * 5
         assert ledger.kills[of(tree, path)] == 0
@@ -162,10 +162,10 @@ def test_made_anew_under_the_same_name(memcg: Path, hog: str, source: str) -> No
 
 
 @both
-def test_born_and_killed_before_its_watch_stood(memcg: Path, hog: str, source: str) -> None:
+def test_born_and_killed_before_its_watch_stood(memcg1: Path, hog: str, source: str) -> None:
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        outer, inner = make(memcg / "outer", "1M"), make(memcg / "outer" / "inner", "1M")
+        tree = monitor.watch_tree(memcg1, source=source)
+        outer, inner = make(memcg1 / "outer", "1M"), make(memcg1 / "outer" / "inner", "1M")
         run_hog(hog, outer)
         run_hog(hog, inner)
         run_hog(hog, inner)
@@ -179,11 +179,11 @@ def test_born_and_killed_before_its_watch_stood(memcg: Path, hog: str, source: s
 
 
 @both
-def test_born_renamed_and_killed_before_its_watch_stood(memcg: Path, hog: str, source: str) -> None:
+def test_born_renamed_and_killed_before_its_watch_stood(memcg1: Path, hog: str, source: str) -> None:
     """A rename hides an old cgroup from a scan, but not that this one is younger than the tree."""
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        path = make(memcg / "old", "1M").rename(memcg / "new")
+        tree = monitor.watch_tree(memcg1, source=source)
+        path = make(memcg1 / "old", "1M").rename(memcg1 / "new")
         run_hog(hog, path)
         ledger = take_until(monitor, lambda ledger: ledger.kills.total() == 1)
         assert [(type(event), event.cgroup) for event in ledger.by_watch[of(tree, path)]] == [
@@ -193,15 +193,15 @@ def test_born_renamed_and_killed_before_its_watch_stood(memcg: Path, hog: str, s
 
 
 @both
-def test_came_and_went_unseen(memcg: Path, hog: str, source: str) -> None:
+def test_came_and_went_unseen(memcg1: Path, hog: str, source: str) -> None:
     """Whose kill that was nobody can know, and a tree of less than the host claims nothing about it."""
     with Monitor(audit=0.05) as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        path = make(memcg / "brief", "1M")
+        tree = monitor.watch_tree(memcg1, source=source)
+        path = make(memcg1 / "brief", "1M")
         run_hog(hog, path)
         remove(path)
         ledger = take_until_quiet(monitor)
-        path = make(memcg / "seen", "1M")
+        path = make(memcg1 / "seen", "1M")
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total(), ledger)
         take_until_quiet(monitor, ledger)
@@ -239,7 +239,7 @@ def unattributed(ledger: Ledger) -> int:
 @both
 @pytest.mark.parametrize("beside", ["alone", "beside a single watch", "after a single watch", "beside a smaller tree"])
 def test_every_kill_of_the_host_is_accounted_for(
-    memcg: Path, hog: str, source: str, host_kills: Callable[[], int], beside: str
+    memcg1: Path, hog: str, source: str, host_kills: Callable[[], int], beside: str
 ) -> None:
     """One kill whose cgroup is seen, told by two watches perhaps, and one whose cgroup is not.
 
@@ -248,12 +248,12 @@ def test_every_kill_of_the_host_is_accounted_for(
     for number in range(20):
         with Monitor(settle=0.1) as monitor:
             if beside == "beside a smaller tree":
-                monitor.watch_tree(memcg, source=source)
+                monitor.watch_tree(memcg1, source=source)
             before = host_kills()
             tree = monitor.watch_tree(host_root(), source=source)
             begun = host_kills()
-            seen = make(memcg / f"seen-{number}", "1M")
-            brief = make(memcg / f"brief-{number}", "1M")
+            seen = make(memcg1 / f"seen-{number}", "1M")
+            brief = make(memcg1 / f"brief-{number}", "1M")
             if beside == "beside a single watch":
                 monitor.watch(seen)
             run_hog(hog, brief)
@@ -277,14 +277,14 @@ def test_every_kill_of_the_host_is_accounted_for(
 
 
 @both
-def test_the_root_of_the_hierarchy_is_not_among_them(memcg: Path, source: str) -> None:
+def test_the_root_of_the_hierarchy_is_not_among_them(memcg1: Path, source: str) -> None:
     root = host_root()
     with Monitor() as monitor:
         tree = monitor.watch_tree(root, source=source)
         assert os.fspath(root) not in held(tree).values()
-        assert os.fspath(memcg) in held(tree).values()
+        assert os.fspath(memcg1) in held(tree).values()
         assert not any(watch.cgroup == os.fspath(root) for watch in monitor.watches)
-        path = make(memcg / "new")
+        path = make(memcg1 / "new")
         ledger = take_until(monitor, lambda _: holds(tree, path))
         assert kinds(ledger, of(tree, path)) == [Created]
         assert tree.cgroup == os.fspath(root)
@@ -294,8 +294,8 @@ def test_the_root_of_the_hierarchy_is_not_among_them(memcg: Path, source: str) -
 # -- who moves
 
 
-def renames_of(how: str, memcg: Path) -> None:
-    a, b, t = memcg / "a", memcg / "b", memcg / "t"
+def renames_of(how: str, memcg1: Path) -> None:
+    a, b, t = memcg1 / "a", memcg1 / "b", memcg1 / "t"
     match how:
         case "a leaf":
             (a / "x" / "y").rename(a / "x" / "z")
@@ -315,9 +315,9 @@ def renames_of(how: str, memcg: Path) -> None:
             b.rename(a)
             t.rename(b)
         case "a swap with names that begin alike":
-            a.rename(memcg / "aa")
+            a.rename(memcg1 / "aa")
             b.rename(a)
-            (memcg / "aa").rename(memcg / "a-b")
+            (memcg1 / "aa").rename(memcg1 / "a-b")
         case "there and back":
             a.rename(t)
             t.rename(a)
@@ -331,12 +331,12 @@ def renames_of(how: str, memcg: Path) -> None:
             b.rmdir()
             a.rename(b)
         case "a ring of three":
-            make(memcg / "c")
-            make(memcg / "c" / "x")
+            make(memcg1 / "c")
+            make(memcg1 / "c" / "x")
             a.rename(t)
             b.rename(a)
-            (memcg / "c").rename(b)
-            t.rename(memcg / "c")
+            (memcg1 / "c").rename(b)
+            t.rename(memcg1 / "c")
         case _:
             raise AssertionError(how)
 
@@ -358,17 +358,17 @@ def renames_of(how: str, memcg: Path) -> None:
         "a ring of three",
     ],
 )
-def test_paths_after_renames(memcg: Path, hog: str, source: str, how: str) -> None:
+def test_paths_after_renames(memcg1: Path, hog: str, source: str, how: str) -> None:
     """All between two waits; both sides have members below them, which move along."""
-    for top in (memcg / "a", memcg / "b"):
+    for top in (memcg1 / "a", memcg1 / "b"):
         make(make(make(top) / "x") / "y", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         old = set(tree)
-        renames_of(how, memcg)
-        ledger = catch_up(monitor, tree, memcg)
+        renames_of(how, memcg1)
+        ledger = catch_up(monitor, tree, memcg1)
         # Each that can be killed in is, and says where it is.
-        victims = [Path(path) for path in standing(memcg).values() if path.endswith(("/x/y", "/x/z", "/w/y"))]
+        victims = [Path(path) for path in standing(memcg1).values() if path.endswith(("/x/y", "/x/z", "/w/y"))]
         assert victims
         for victim in victims:
             run_hog(hog, victim)
@@ -381,13 +381,13 @@ def test_paths_after_renames(memcg: Path, hog: str, source: str, how: str) -> No
 
 @both
 @pytest.mark.parametrize("inside", [".", "inner"], ids=["leaf", "inner"])
-def test_paths_after_a_rename_and_signals_in_one_batch(memcg: Path, hog: str, source: str, inside: str) -> None:
+def test_paths_after_a_rename_and_signals_in_one_batch(memcg1: Path, hog: str, source: str, inside: str) -> None:
     """A rename, the birth of a namesake and both kills before anybody looks; each is told under its own name."""
-    old, new = make(memcg / "old", "1M"), memcg / "new"
+    old, new = make(memcg1 / "old", "1M"), memcg1 / "new"
     if inside != ".":
         make(old / inside, "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         watch = of(tree, old / inside)
         old.rename(new)
         run_hog(hog, new / inside)
@@ -401,14 +401,14 @@ def test_paths_after_a_rename_and_signals_in_one_batch(memcg: Path, hog: str, so
 
 
 @both
-def test_the_root_of_the_tree_renamed(memcg: Path, hog: str, source: str) -> None:
+def test_the_root_of_the_tree_renamed(memcg1: Path, hog: str, source: str) -> None:
     """Nobody tells of that: the root is in a directory that is not the tree's."""
-    root = make(memcg / "root", "1M")
+    root = make(memcg1 / "root", "1M")
     make(root / "inner", "1M")
     with Monitor() as monitor:
         tree = monitor.watch_tree(root, source=source)
         watch = of(tree, root / "inner")
-        moved = root.rename(memcg / "moved")
+        moved = root.rename(memcg1 / "moved")
         make(make(root) / "inner")  # namesakes, which are not the tree's
         run_hog(hog, moved / "inner")
         ledger = take_until(monitor, lambda ledger: ledger.kills.total())
@@ -425,11 +425,11 @@ def test_the_root_of_the_tree_renamed(memcg: Path, hog: str, source: str) -> Non
 
 
 @both
-def test_created_in_a_tree_whose_root_was_renamed(memcg: Path, source: str) -> None:
-    root = make(memcg / "root")
+def test_created_in_a_tree_whose_root_was_renamed(memcg1: Path, source: str) -> None:
+    root = make(memcg1 / "root")
     with Monitor() as monitor:
         tree = monitor.watch_tree(root, source=source)
-        moved = root.rename(memcg / "moved")
+        moved = root.rename(memcg1 / "moved")
         new = make(moved / "new")
         ledger = take_until(monitor, lambda ledger: ledger.by_watch)
         assert created(ledger) == [os.fspath(new)]
@@ -437,25 +437,25 @@ def test_created_in_a_tree_whose_root_was_renamed(memcg: Path, source: str) -> N
 
 
 @both
-def test_a_thousand_renames(memcg: Path, hog: str, source: str) -> None:
+def test_a_thousand_renames(memcg1: Path, hog: str, source: str) -> None:
     """Read in batches of whatever size: at the end everybody is where the file system has them."""
     names = [f"{number}" for number in range(20)]
     for name in names:
-        make(make(memcg / name) / "inner")
-    who = make(memcg / "0" / "victim", "1M").stat().st_ino
+        make(make(memcg1 / name) / "inner")
+    who = make(memcg1 / "0" / "victim", "1M").stat().st_ino
     free = "spare"
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         watches = set(tree)
         ledger = Ledger()
         for number in range(1000):
             slot = number * 7 % len(names)
-            (memcg / names[slot]).rename(memcg / free)
+            (memcg1 / names[slot]).rename(memcg1 / free)
             names[slot], free = free, names[slot]
             if number % 100 == 99:
-                catch_up(monitor, tree, memcg, ledger)
+                catch_up(monitor, tree, memcg1, ledger)
         assert not ledger.by_watch
-        path = Path(standing(memcg)[who])
+        path = Path(standing(memcg1)[who])
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total(), ledger)
         assert {event.cgroup for event in ledger.by_watch[of(tree, path)]} == {os.fspath(path)}
@@ -464,16 +464,16 @@ def test_a_thousand_renames(memcg: Path, hog: str, source: str) -> None:
 
 
 @both
-def test_renamed_and_removed_without_a_word_before(memcg: Path, source: str) -> None:
-    make(memcg / "old")
+def test_renamed_and_removed_without_a_word_before(memcg1: Path, source: str) -> None:
+    make(memcg1 / "old")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        watch = of(tree, memcg / "old")
-        (memcg / "old").rename(memcg / "new").rmdir()
+        tree = monitor.watch_tree(memcg1, source=source)
+        watch = of(tree, memcg1 / "old")
+        (memcg1 / "old").rename(memcg1 / "new").rmdir()
         ledger = take_until_quiet(monitor, take_until(monitor, lambda ledger: ledger.removals.total()))
         assert list(ledger.by_watch) == [watch]
         assert kinds(ledger, watch) == [Removed]
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
 
 
 # -- totals
@@ -481,16 +481,16 @@ def test_renamed_and_removed_without_a_word_before(memcg: Path, source: str) -> 
 
 @both
 def test_totals_outlive_the_cgroups_and_the_tree(
-    memcg: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 100_000_000)
-    paths = [make(memcg / name, "1M") for name in "abc"]
+    paths = [make(memcg1 / name, "1M") for name in "abc"]
     # In "c" the limit of the one above is hit: both are signalled, and the kill is in the one below.
     paths.append(make(paths[2] / "below"))
     independents = [Independent(path) for path in paths]
     try:
         with Monitor() as monitor:
-            tree = monitor.watch_tree(memcg, source=source)
+            tree = monitor.watch_tree(memcg1, source=source)
             for path in (paths[0], paths[0], paths[1], paths[3]):
                 run_hog(hog, path)
             ledger = take_until(monitor, lambda ledger: ledger.kills.total() == 4)
@@ -502,7 +502,7 @@ def test_totals_outlive_the_cgroups_and_the_tree(
                 remove(path)
             take_until(monitor, lambda ledger: ledger.removals.total() == 3, ledger)
             assert (tree.ooms, tree.kills) == totals
-            take_until_let_go(monitor, tree, [memcg, paths[2]], ledger)
+            take_until_let_go(monitor, tree, [memcg1, paths[2]], ledger)
             assert (tree.ooms, tree.kills) == totals
             assert_totals(tree, ledger)
             tree.close()
@@ -514,10 +514,10 @@ def test_totals_outlive_the_cgroups_and_the_tree(
 
 
 @both
-def test_totals_after_the_monitor_was_closed(memcg: Path, hog: str, source: str) -> None:
-    path = make(memcg / "a", "1M")
+def test_totals_after_the_monitor_was_closed(memcg1: Path, hog: str, source: str) -> None:
+    path = make(memcg1 / "a", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         run_hog(hog, path)
         ledger = take_until_quiet(monitor, take_until(monitor, lambda ledger: ledger.kills.total()))
     assert_totals(tree, ledger)
@@ -525,18 +525,18 @@ def test_totals_after_the_monitor_was_closed(memcg: Path, hog: str, source: str)
 
 @both
 def test_what_a_closed_member_had_counted_still_counts(
-    memcg: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch
+    memcg1: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 100_000_000)
-    path = make(memcg / "a", "1M")
+    path = make(memcg1 / "a", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         run_hog(hog, path)
         ledger = take_until_quiet(monitor, take_until(monitor, lambda ledger: ledger.kills.total()))
         of(tree, path).close()
         assert_totals(tree, ledger)
         remove(path)
-        take_until_let_go(monitor, tree, [memcg], ledger)
+        take_until_let_go(monitor, tree, [memcg1], ledger)
         assert_totals(tree, ledger)
 
 
@@ -568,30 +568,30 @@ print(number, flush=True)
 
 
 @both
-def test_made_and_removed_while_the_tree_is_scanned(memcg: Path, source: str, figure: dict[str, object]) -> None:
+def test_made_and_removed_while_the_tree_is_scanned(memcg1: Path, source: str, figure: dict[str, object]) -> None:
     """Whether the scan saw a cgroup or the source told of it: it is held once, and nothing that is gone is."""
     for top in range(10):
-        make(memcg / str(top))
+        make(memcg1 / str(top))
         for number in range(150):
-            make(memcg / str(top) / f"old{number}")
-    old = standing(memcg)
-    go_on = make(memcg / "go-on")
-    with start_python(CHURN, memcg, 300) as churn, Monitor() as monitor:
+            make(memcg1 / str(top) / f"old{number}")
+    old = standing(memcg1)
+    go_on = make(memcg1 / "go-on")
+    with start_python(CHURN, memcg1, 300) as churn, Monitor() as monitor:
         assert churn.stdout is not None
         try:
             assert churn.stdout.readline() == "ready\n"
-            trees = [monitor.watch_tree(memcg, source=source) for _ in range(3)]
+            trees = [monitor.watch_tree(memcg1, source=source) for _ in range(3)]
             go_on.rmdir()
             rounds = int(churn.stdout.readline())
         finally:
             churn.kill()
         ledger = Ledger()
         for tree in trees:
-            catch_up(monitor, tree, memcg, ledger)
+            catch_up(monitor, tree, memcg1, ledger)
             assert old.items() <= held(tree).items()
         take_until_quiet(monitor, ledger)
         for tree in trees:
-            assert held(tree) == standing(memcg)
+            assert held(tree) == standing(memcg1)
         figure.update(rounds=rounds, cgroups=len(held(trees[0])))
         live = {watch for tree in trees for watch in tree}
         for watch in ledger.by_watch:
@@ -604,28 +604,28 @@ def test_made_and_removed_while_the_tree_is_scanned(memcg: Path, source: str, fi
 
 
 @both
-def test_forty_levels(memcg: Path, hog: str, source: str) -> None:
-    path = memcg
+def test_forty_levels(memcg1: Path, hog: str, source: str) -> None:
+    path = memcg1
     for _ in range(20):
         path = make(path / "down")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         for _ in range(20):
             path = make(path / "down")
         put(path / "memory.limit_in_bytes", "1M")
-        ledger = catch_up(monitor, tree, memcg)
+        ledger = catch_up(monitor, tree, memcg1)
         assert len(created(ledger)) == 20
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total(), ledger)
-        (memcg / "down").rename(memcg / "up")
-        path = memcg / "up" / path.relative_to(memcg / "down")
-        catch_up(monitor, tree, memcg, ledger)
+        (memcg1 / "down").rename(memcg1 / "up")
+        path = memcg1 / "up" / path.relative_to(memcg1 / "down")
+        catch_up(monitor, tree, memcg1, ledger)
         assert of(tree, path).kills == 1
-        while path != memcg:
+        while path != memcg1:
             remove(path)
             path = path.parent
         take_until(monitor, lambda ledger: ledger.removals.total() == 40, ledger)
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
 
 
 NAMES = {
@@ -640,27 +640,27 @@ NAMES = {
 
 @both
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-def test_names(memcg: Path, hog: str, source: str, name: bytes) -> None:
+def test_names(memcg1: Path, hog: str, source: str, name: bytes) -> None:
     text = os.fsdecode(name)
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
-        path = make(memcg / text, "1M")
+        tree = monitor.watch_tree(memcg1, source=source)
+        path = make(memcg1 / text, "1M")
         inner = make(path / "inner")
-        ledger = catch_up(monitor, tree, memcg)
+        ledger = catch_up(monitor, tree, memcg1)
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total(), ledger)
-        assert {event.cgroup for event in ledger.by_watch[of(tree, path)]} == {f"{memcg}/{text}"}
+        assert {event.cgroup for event in ledger.by_watch[of(tree, path)]} == {f"{memcg1}/{text}"}
         other = monitor.watch_tree(os.fsencode(path), source=source)
         assert held(other) == standing(path)
         moved = inner.rename(path / text)
-        catch_up(monitor, tree, memcg, ledger)
-        assert of(tree, moved).cgroup == of(other, moved).cgroup == f"{memcg}/{text}/{text}"
+        catch_up(monitor, tree, memcg1, ledger)
+        assert of(tree, moved).cgroup == of(other, moved).cgroup == f"{memcg1}/{text}/{text}"
 
 
-def test_a_name_with_a_newline_is_refused_by_the_kernel(memcg: Path) -> None:
+def test_a_name_with_a_newline_is_refused_by_the_kernel(memcg1: Path) -> None:
     """So NAMES has none. cgroup_mkdir() says why: it would be unparsable in /proc/PID/cgroup."""
     with pytest.raises(OSError, match="Invalid argument"):
-        (memcg / "two\nlines").mkdir()
-    make(memcg / "plain")
+        (memcg1 / "two\nlines").mkdir()
+    make(memcg1 / "plain")
     with pytest.raises(OSError, match="Invalid argument"):
-        (memcg / "plain").rename(memcg / "two\nlines")
+        (memcg1 / "plain").rename(memcg1 / "two\nlines")

@@ -61,21 +61,21 @@ def degraded(ledger: Ledger) -> list[str]:
 @pytest.mark.parametrize(
     "how", ["at once", "one by one", "renamed", "made anew", "closed", "closed, made anew", "nested"]
 )
-def test_removed_cgroups_leave_nothing(memcg: Path, source: str, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_removed_cgroups_leave_nothing(memcg1: Path, source: str, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 50_000_000)
     with Monitor(linger=0.05) as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         fds = descriptors()
-        paths = [make(memcg / str(number)) for number in range(20)]
+        paths = [make(memcg1 / str(number)) for number in range(20)]
         if how == "nested":
             paths = [*(make(path / "inner") for path in paths), *paths]
-        ledger = catch_up(monitor, tree, memcg)
+        ledger = catch_up(monitor, tree, memcg1)
         if how.startswith("closed"):
             for watch in [watch for watch in tree if watch.cgroup != tree.cgroup]:
                 watch.close()
         for path in paths:
             if how == "renamed":
-                path.rename(memcg / f"renamed-{path.name}").rmdir()
+                path.rename(memcg1 / f"renamed-{path.name}").rmdir()
             else:
                 path.rmdir()
             if how == "one by one":
@@ -83,10 +83,10 @@ def test_removed_cgroups_leave_nothing(memcg: Path, source: str, monkeypatch: py
             if how.endswith("made anew"):
                 make(path)
         if how.endswith("made anew"):
-            catch_up(monitor, tree, memcg, ledger)
+            catch_up(monitor, tree, memcg1, ledger)
             for path in paths:
                 path.rmdir()
-        take_until_let_go(monitor, tree, [memcg], ledger)
+        take_until_let_go(monitor, tree, [memcg1], ledger)
         assert followed() == ([1] if source == "inotify" else [])
         assert descriptors() == fds
         assert not tree._left_out
@@ -108,17 +108,17 @@ for number in range(int(sys.argv[2])):
 
 @both
 def test_those_that_go_while_they_are_registered_leave_nothing(
-    memcg: Path, source: str, monkeypatch: pytest.MonkeyPatch, figure: dict[str, object]
+    memcg1: Path, source: str, monkeypatch: pytest.MonkeyPatch, figure: dict[str, object]
 ) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 50_000_000)
     with Monitor(linger=0.05) as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         fds = descriptors()
         ledger = Ledger()
-        with start_python(FLEETING, memcg, 3000) as process:
+        with start_python(FLEETING, memcg1, 3000) as process:
             while process.poll() is None:
                 ledger.add(monitor.wait(0.001))
-        take_until_let_go(monitor, tree, [memcg], ledger)
+        take_until_let_go(monitor, tree, [memcg1], ledger)
         figure["seen"] = len(ledger.by_watch)
         assert all(kinds(ledger, watch) == [Created, Removed] for watch in ledger.by_watch)
         assert followed() == ([1] if source == "inotify" else [])
@@ -127,13 +127,13 @@ def test_those_that_go_while_they_are_registered_leave_nothing(
 
 
 @both
-def test_a_tree_that_is_closed_leaves_nothing(memcg: Path, source: str) -> None:
+def test_a_tree_that_is_closed_leaves_nothing(memcg1: Path, source: str) -> None:
     for name in "abc":
-        make(make(memcg / name) / "inner")
+        make(make(memcg1 / name) / "inner")
     with Monitor() as monitor:
-        single = monitor.watch(memcg / "a")  # what the first watch brings along is there already
+        single = monitor.watch(memcg1 / "a")  # what the first watch brings along is there already
         fds = descriptors()
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         assert followed() == ([7] if source == "inotify" else [])
         tree.close()
         assert tree.closed
@@ -141,11 +141,11 @@ def test_a_tree_that_is_closed_leaves_nothing(memcg: Path, source: str) -> None:
         assert descriptors() == fds
         assert monitor.watches == (single,)
         tree.close()
-        make(memcg / "new").rmdir()
-        (memcg / "b" / "inner").rmdir()
+        make(memcg1 / "new").rmdir()
+        (memcg1 / "b" / "inner").rmdir()
         assert take_until_quiet(monitor).by_watch == {}
-        again = monitor.watch_tree(memcg, source=source)
-        assert held(again) == standing(memcg)
+        again = monitor.watch_tree(memcg1, source=source)
+        assert held(again) == standing(memcg1)
 
 
 # -- several
@@ -154,11 +154,11 @@ def test_a_tree_that_is_closed_leaves_nothing(memcg: Path, source: str) -> None:
 @pytest.mark.parametrize("first", [0, 1], ids=["the first closed", "the second closed"])
 @pytest.mark.parametrize("sources", list(itertools.product(["fanotify", "inotify"], repeat=2)), ids="-".join)
 @pytest.mark.parametrize("where", ["same", "nested"])
-def test_two_trees(memcg: Path, hog: str, sources: tuple[str, str], where: str, first: int) -> None:
+def test_two_trees(memcg1: Path, hog: str, sources: tuple[str, str], where: str, first: int) -> None:
     """Each has every event; when one is closed the other goes on, in each directory that both had."""
-    a = make(memcg / "a")
+    a = make(memcg1 / "a")
     deep = make(a / "deep")
-    roots = {"same": (memcg, memcg), "nested": (memcg, a)}[where]
+    roots = {"same": (memcg1, memcg1), "nested": (memcg1, a)}[where]
     with Monitor(linger=0.05, settle=0.1) as monitor:
         trees = [monitor.watch_tree(root, source=source) for root, source in zip(roots, sources, strict=True)]
         assert [tree.source for tree in trees] == list(sources)
@@ -173,9 +173,9 @@ def test_two_trees(memcg: Path, hog: str, sources: tuple[str, str], where: str, 
 
 
 @both
-def test_a_tree_beside_another(memcg: Path, hog: str, source: str) -> None:
+def test_a_tree_beside_another(memcg1: Path, hog: str, source: str) -> None:
     """Neither is told of what is in the other."""
-    roots = [make(memcg / name) for name in "ab"]
+    roots = [make(memcg1 / name) for name in "ab"]
     with Monitor(linger=0.05, settle=0.1) as monitor:
         trees = [monitor.watch_tree(root, source=source) for root in roots]
         for tree, root in zip(trees, roots, strict=True):
@@ -185,15 +185,15 @@ def test_a_tree_beside_another(memcg: Path, hog: str, source: str) -> None:
 
 
 @both
-def test_a_single_watch_beside_the_tree(memcg: Path, hog: str, source: str) -> None:
-    path = make(memcg / "a", "1M")
+def test_a_single_watch_beside_the_tree(memcg1: Path, hog: str, source: str) -> None:
+    path = make(memcg1 / "a", "1M")
     with Monitor() as monitor:
         before = monitor.watch(path)
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         after = monitor.watch(path)
         watches = [before, of(tree, path), after]
         assert len(set(watches)) == 3
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
         run_hog(hog, path)
         ledger = take_until(monitor, lambda ledger: ledger.kills.total() == 3)
         take_until_quiet(monitor, ledger)
@@ -201,7 +201,7 @@ def test_a_single_watch_beside_the_tree(memcg: Path, hog: str, source: str) -> N
         assert len({ledger.ooms[watch] for watch in watches}) == 1
         assert tree.kills == 1
         before.close()
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
         tree.close()
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total() == 4, ledger)
@@ -213,18 +213,18 @@ def test_a_single_watch_beside_the_tree(memcg: Path, hog: str, source: str) -> N
 
 
 @both
-def test_a_member_that_is_closed_stays_out(memcg: Path, hog: str, source: str) -> None:
+def test_a_member_that_is_closed_stays_out(memcg1: Path, hog: str, source: str) -> None:
     """It is the only one that is left out: those in it stay, and those to come in it are found."""
-    path = make(memcg / "a", "1M")
+    path = make(memcg1 / "a", "1M")
     inner = make(path / "inner", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         watch = of(tree, path)
         watch.close()
         who = path.stat().st_ino
 
         def without() -> dict[int, str]:
-            return {key: value for key, value in standing(memcg).items() if key != who}
+            return {key: value for key, value in standing(memcg1).items() if key != who}
 
         assert held(tree) == without()
         run_hog(hog, path)
@@ -236,7 +236,7 @@ def test_a_member_that_is_closed_stays_out(memcg: Path, hog: str, source: str) -
         assert watch not in ledger.by_watch
         assert held(tree) == without()
         assert not monitor._discovery._reading
-        moved = path.rename(memcg / "b")
+        moved = path.rename(memcg1 / "b")
         run_hog(hog, moved / "new")
         take_until(monitor, lambda ledger: ledger.kills.total() == 3, ledger)
         assert held(tree) == without()
@@ -247,7 +247,7 @@ def test_a_member_that_is_closed_stays_out(memcg: Path, hog: str, source: str) -
         assert watch not in ledger.by_watch
         # One that is made under its name is another.
         make(moved)
-        catch_up(monitor, tree, memcg, ledger)
+        catch_up(monitor, tree, memcg1, ledger)
         assert kinds(ledger, of(tree, moved)) == [Created]
 
 
@@ -255,9 +255,9 @@ def test_a_member_that_is_closed_stays_out(memcg: Path, hog: str, source: str) -
 
 
 @both
-def test_the_root_of_the_tree_removed(memcg: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_of_the_tree_removed(memcg1: Path, hog: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 50_000_000)
-    root = make(memcg / "root")
+    root = make(memcg1 / "root")
     path = make(root / "a", "1M")
     make(path / "b")
     with Monitor() as monitor:
@@ -286,15 +286,15 @@ def test_the_root_of_the_tree_removed(memcg: Path, hog: str, source: str, monkey
 
 
 @both
-def test_closed_while_another_thread_waits(memcg: Path, hog: str, source: str) -> None:
+def test_closed_while_another_thread_waits(memcg1: Path, hog: str, source: str) -> None:
     for number in range(50):
-        make(memcg / str(number), "1M")
+        make(memcg1 / str(number), "1M")
     with Monitor() as monitor:
-        monitor.watch(memcg).close()  # what the first watch brings along is there already
+        monitor.watch(memcg1).close()  # what the first watch brings along is there already
         monitor.wait(0)
         fds = descriptors()
         for number in range(10):
-            tree = monitor.watch_tree(memcg, source=source)
+            tree = monitor.watch_tree(memcg1, source=source)
             taken: list[Event] = []
             stop = threading.Event()
 
@@ -308,8 +308,8 @@ def test_closed_while_another_thread_waits(memcg: Path, hog: str, source: str) -
                 until_waiting(monitor, thread.native_id)
                 tree.close()
                 assert held(tree) == {}
-                run_hog(hog, memcg / str(number))
-                make(memcg / "new").rmdir()
+                run_hog(hog, memcg1 / str(number))
+                make(memcg1 / "new").rmdir()
             finally:
                 stop.set()
                 monitor.wake()
@@ -321,10 +321,10 @@ def test_closed_while_another_thread_waits(memcg: Path, hog: str, source: str) -
 
 
 @both
-def test_the_monitor_closed_while_another_thread_scans(memcg: Path, source: str, figure: dict[str, object]) -> None:
+def test_the_monitor_closed_while_another_thread_scans(memcg1: Path, source: str, figure: dict[str, object]) -> None:
     """At whatever moment: watch_tree() either was through, or says that the monitor is closed; nothing stays open."""
     for number in range(300):
-        make(make(memcg / str(number)) / "inner")
+        make(make(memcg1 / str(number)) / "inner")
     outcomes = {"through": 0, "refused": 0}
     fds = descriptors()
     for number in range(40):
@@ -333,7 +333,7 @@ def test_the_monitor_closed_while_another_thread_scans(memcg: Path, source: str,
 
         def scan(monitor: Monitor = monitor, told: list[object] = told) -> None:
             try:
-                told.append(monitor.watch_tree(memcg, source=source))
+                told.append(monitor.watch_tree(memcg1, source=source))
             except BaseException as error:
                 told.append(error)
 
@@ -359,17 +359,17 @@ def test_the_monitor_closed_while_another_thread_scans(memcg: Path, source: str,
 
 
 @both
-def test_four_threads_at_once(memcg: Path, hog: str, source: str) -> None:
+def test_four_threads_at_once(memcg1: Path, hog: str, source: str) -> None:
     for number in range(200):
-        make(make(memcg / str(number)) / "inner")
-    path = make(memcg / "victim", "1M")
+        make(make(memcg1 / str(number)) / "inner")
+    path = make(memcg1 / "victim", "1M")
     start = threading.Barrier(4)
     trees: list[TreeWatch] = []
     with Monitor() as monitor:
 
         def scan() -> None:
             start.wait()
-            trees.append(monitor.watch_tree(memcg, source=source))
+            trees.append(monitor.watch_tree(memcg1, source=source))
 
         threads = [threading.Thread(target=scan) for _ in range(4)]
         for thread in threads:
@@ -379,12 +379,12 @@ def test_four_threads_at_once(memcg: Path, hog: str, source: str) -> None:
         assert len(trees) == 4
         assert len(monitor._discovery.sources) == 1
         for tree in trees:
-            assert held(tree) == standing(memcg)
+            assert held(tree) == standing(memcg1)
         run_hog(hog, path)
-        make(memcg / "new")
+        make(memcg1 / "new")
         ledger = take_until(monitor, lambda ledger: ledger.kills.total() == len(created(ledger)) == 4)
         for tree in trees:
-            assert held(tree) == standing(memcg)
+            assert held(tree) == standing(memcg1)
             assert tree.kills == 1
             tree.close()
         assert not ledger.other
@@ -392,12 +392,12 @@ def test_four_threads_at_once(memcg: Path, hog: str, source: str) -> None:
 
 
 @both
-def test_after_a_fork_the_childs_is_closed_and_the_parents_works(memcg: Path, hog: str, source: str) -> None:
-    path = make(memcg / "old", "1M")
+def test_after_a_fork_the_childs_is_closed_and_the_parents_works(memcg1: Path, hog: str, source: str) -> None:
+    path = make(memcg1 / "old", "1M")
     with Monitor() as monitor:
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         before = descriptors()
-        make(memcg / "unread")
+        make(memcg1 / "unread")
         child = os.fork()
         if child == 0:
             status = 1
@@ -411,9 +411,9 @@ def test_after_a_fork_the_childs_is_closed_and_the_parents_works(memcg: Path, ho
                 assert not followed()
                 assert descriptors() < before - 5
                 with pytest.raises(ValueError, match="closed"):
-                    monitor.watch_tree(memcg, source=source)
+                    monitor.watch_tree(memcg1, source=source)
                 with Monitor() as own:
-                    assert held(own.watch_tree(memcg, source=source)) == standing(memcg)
+                    assert held(own.watch_tree(memcg1, source=source)) == standing(memcg1)
                 status = 0
             except BaseException:
                 sys.excepthook(*sys.exc_info())
@@ -423,39 +423,39 @@ def test_after_a_fork_the_childs_is_closed_and_the_parents_works(memcg: Path, ho
         assert not tree.closed
         run_hog(hog, path)
         ledger = take_until(monitor, lambda ledger: ledger.kills.total())
-        catch_up(monitor, tree, memcg, ledger)
-        assert created(ledger) == [os.fspath(memcg / "unread")]
-        assert_works(monitor, [tree], memcg / "unread", hog)
+        catch_up(monitor, tree, memcg1, ledger)
+        assert created(ledger) == [os.fspath(memcg1 / "unread")]
+        assert_works(monitor, [tree], memcg1 / "unread", hog)
 
 
 # -- refusals
 
 
-def test_refusals(memcg: Path, tmp_path: Path) -> None:
+def test_refusals(memcg1: Path, tmp_path: Path) -> None:
     """None leaves anything behind, first watch or not: the fixture counts descriptors, this test all else."""
     file = tmp_path / "file"
     file.touch()
-    gone = make(memcg / "gone")
+    gone = make(memcg1 / "gone")
     gone.rmdir()
     cases: list[tuple[object, type[Exception], str | None]] = [
         (gone, FileNotFoundError, None),
-        (memcg / "memory.oom_control", NotADirectoryError, None),
+        (memcg1 / "memory.oom_control", NotADirectoryError, None),
         (file, NotADirectoryError, None),
         (tmp_path, NotACgroupError, None),
         ("/proc/self", NotACgroupError, None),
         ("", ValueError, None),
         ("a\0b", ValueError, None),
         (b"a\0b", ValueError, None),
-        (memcg, ValueError, "x"),
-        (memcg, ValueError, ""),
-        (memcg, ValueError, "audit"),
+        (memcg1, ValueError, "x"),
+        (memcg1, ValueError, ""),
+        (memcg1, ValueError, "audit"),
         (3.5, TypeError, None),
         *((gone, FileNotFoundError, source) for source in ("fanotify", "inotify")),
     ]
     for first in (True, False):
         with Monitor() as monitor:
             if not first:
-                monitor.watch(memcg)
+                monitor.watch(memcg1)
             count, fds = len(monitor.watches), descriptors()
             for root, error, source in cases:
                 with pytest.raises(error):
@@ -466,20 +466,20 @@ def test_refusals(memcg: Path, tmp_path: Path) -> None:
                 assert followed() == []
             assert descriptors() <= fds + 4  # the hierarchy's and the audit's, which the first watch would bring
             assert not monitor.wait(0)
-            tree = monitor.watch_tree(memcg)
+            tree = monitor.watch_tree(memcg1)
         with pytest.raises(ValueError, match="the monitor is closed"):
-            monitor.watch_tree(memcg)
+            monitor.watch_tree(memcg1)
         tree.close()
 
 
 @both
-def test_the_root_removed_while_it_is_scanned(memcg: Path, source: str, figure: dict[str, object]) -> None:
+def test_the_root_removed_while_it_is_scanned(memcg1: Path, source: str, figure: dict[str, object]) -> None:
     """It was there for the first look. Either there is a tree, which is told of as removed, or it never was."""
     outcomes = {"trees": 0, "refused": 0}
     with Monitor(linger=0.05) as monitor:
-        kept = monitor.watch_tree(make(memcg / "kept"), source=source)
+        kept = monitor.watch_tree(make(memcg1 / "kept"), source=source)
         for number in range(100):
-            root = make(memcg / "root")
+            root = make(memcg1 / "root")
 
             def gone(root: Path = root, pause: float = number * 2e-6) -> None:
                 end = time.perf_counter() + pause
@@ -502,7 +502,7 @@ def test_the_root_removed_while_it_is_scanned(memcg: Path, source: str, figure: 
         figure.update(outcomes)
         assert monitor._discovery.trees == [kept]
         assert followed() == ([1] if source == "inotify" else [])
-        assert held(kept) == standing(memcg / "kept")
+        assert held(kept) == standing(memcg1 / "kept")
 
 
 # -- limits of the kernel
@@ -532,33 +532,33 @@ def watch_tree_with_queue(monitor: Monitor, root: Path, source: str, length: int
 
 
 @both
-def test_the_queue_overflows(memcg: Path, hog: str, source: str) -> None:
+def test_the_queue_overflows(memcg1: Path, hog: str, source: str) -> None:
     """What was not queued is found by listing everything; nothing of it is told twice, or with an old name."""
     for number in range(100):
-        make(make(memcg / f"old{number}") / "inner", "1M")
+        make(make(memcg1 / f"old{number}") / "inner", "1M")
     with Monitor() as monitor:
-        tree = watch_tree_with_queue(monitor, memcg, source, 16)
+        tree = watch_tree_with_queue(monitor, memcg1, source, 16)
         old = set(tree)
         for number in range(300):
-            path = make(memcg / f"new{number}", "1M" if number == 299 else None)
+            path = make(memcg1 / f"new{number}", "1M" if number == 299 else None)
             if number % 3 == 0:
                 path.rmdir()
             elif number % 3 == 1:
-                make(path.rename(memcg / f"moved{number}") / "inner")
+                make(path.rename(memcg1 / f"moved{number}") / "inner")
         for number in range(100):
-            path = memcg / f"old{number}"
+            path = memcg1 / f"old{number}"
             if number % 2:
-                path.rename(memcg / f"aged{number}")
+                path.rename(memcg1 / f"aged{number}")
             else:
                 (path / "inner").rmdir()
                 path.rmdir()
-        victims = [memcg / "new299", memcg / "aged99" / "inner"]
+        victims = [memcg1 / "new299", memcg1 / "aged99" / "inner"]
         for victim in victims:
             run_hog(hog, victim)
         ledger = take_until(monitor, lambda ledger: ledger.kills.total() == 2)
-        catch_up(monitor, tree, memcg, ledger)
+        catch_up(monitor, tree, memcg1, ledger)
         take_until_quiet(monitor, ledger)
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
         for victim in victims:
             assert ledger.kills[of(tree, victim)] == 1
             assert {event.cgroup for event in ledger.by_watch[of(tree, victim)]} == {os.fspath(victim)}
@@ -567,24 +567,24 @@ def test_the_queue_overflows(memcg: Path, hog: str, source: str) -> None:
         assert_well_told(ledger, old=old)
         # Once more, and nobody complains again.
         for number in range(300):
-            make(memcg / f"again{number}")
-        catch_up(monitor, tree, memcg, ledger)
+            make(memcg1 / f"again{number}")
+        catch_up(monitor, tree, memcg1, ledger)
         assert len(degraded(ledger)) == 1
         assert f"the queue of {source} was full" in degraded(ledger)[0]
-        assert_works(monitor, [tree], memcg / "again7", hog)
+        assert_works(monitor, [tree], memcg1 / "again7", hog)
 
 
 @both
-def test_the_queue_overflows_while_the_tree_is_scanned(memcg: Path, source: str) -> None:
+def test_the_queue_overflows_while_the_tree_is_scanned(memcg1: Path, source: str) -> None:
     for top in range(10):
-        make(memcg / str(top))
+        make(memcg1 / str(top))
         for number in range(100):
-            make(memcg / str(top) / f"old{number}")
+            make(memcg1 / str(top) / f"old{number}")
     stop = threading.Event()
 
     def churn() -> None:
         for number in itertools.count():
-            path = make(memcg / str(number % 10) / f"new{number}")
+            path = make(memcg1 / str(number % 10) / f"new{number}")
             if number % 2:
                 path = path.rename(path.parent / f"moved{number}")
             if number % 5 or number > 200:
@@ -593,28 +593,28 @@ def test_the_queue_overflows_while_the_tree_is_scanned(memcg: Path, source: str)
                 return
 
     with Monitor() as monitor:
-        trees = [watch_tree_with_queue(monitor, memcg, source, 16)]
+        trees = [watch_tree_with_queue(monitor, memcg1, source, 16)]
         thread = threading.Thread(target=churn)
         thread.start()
         try:
-            trees += [monitor.watch_tree(memcg, source=source) for _ in range(5)]
+            trees += [monitor.watch_tree(memcg1, source=source) for _ in range(5)]
         finally:
             stop.set()
             thread.join(PATIENCE)
         ledger = Ledger()
         for tree in trees:
-            catch_up(monitor, tree, memcg, ledger)
+            catch_up(monitor, tree, memcg1, ledger)
         take_until(monitor, lambda ledger: ledger.other, ledger)
         take_until_quiet(monitor, ledger)
         assert len(degraded(ledger)) == 1
         for tree in trees:
-            assert held(tree) == standing(memcg)
+            assert held(tree) == standing(memcg1)
 
 
-def test_no_inotify_watches_left(memcg: Path, hog: str) -> None:
+def test_no_inotify_watches_left(memcg1: Path, hog: str) -> None:
     """Cgroups in directories that nobody tells of are found by the audit, until there is room to follow them again."""
-    first = make(memcg / "first")
-    second = make(memcg / "second")
+    first = make(memcg1 / "first")
+    second = make(memcg1 / "second")
     make(second / "old")
     with Monitor(audit=0.05) as monitor:
         tree = monitor.watch_tree(first, source="inotify")
@@ -654,17 +654,17 @@ def test_no_inotify_watches_left(memcg: Path, hog: str) -> None:
             assert_works(monitor, [tree if parent is deep else other], parent, hog)
 
 
-def test_an_unfollowed_cgroup_that_goes_leaves_nothing(memcg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfollowed_cgroup_that_goes_leaves_nothing(memcg1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 50_000_000)
     with Monitor(audit=0.05, linger=0.05) as monitor:
-        tree = monitor.watch_tree(memcg, source="inotify")
+        tree = monitor.watch_tree(memcg1, source="inotify")
         with lowered("inotify/max_user_watches", 1):
-            path = make(make(memcg / "a") / "b")
-            ledger = catch_up(monitor, tree, memcg)
+            path = make(make(memcg1 / "a") / "b")
+            ledger = catch_up(monitor, tree, memcg1)
             assert len(tree._unfollowed) == 2
             path.rmdir()
             path.parent.rmdir()
-            take_until_let_go(monitor, tree, [memcg], ledger)
+            take_until_let_go(monitor, tree, [memcg1], ledger)
             assert not tree._unfollowed
             assert not monitor._discovery.needs_audit
         assert ledger.removals.total() == 2
@@ -761,8 +761,8 @@ monitor.close()
     ],
     ids=["by fanotify", "by path and fanotify", "by inotify", "by path and inotify"],
 )
-def test_without_privileges(memcg: Path, hog: str, missing: tuple[int, ...], said: str) -> None:
-    code, out, err = run_python(DROP + RIGHTS, hog, memcg, " ".join(map(str, missing)))
+def test_without_privileges(memcg1: Path, hog: str, missing: tuple[int, ...], said: str) -> None:
+    code, out, err = run_python(DROP + RIGHTS, hog, memcg1, " ".join(map(str, missing)))
     assert (code, err, out) == (0, "", said + "\n")
 
 
@@ -781,13 +781,13 @@ def few_descriptors(spare: int) -> Iterator[Callable[[], None]]:
 
 
 @both
-def test_most_have_no_descriptor(memcg: Path, hog: str, source: str) -> None:
-    paths = [make(memcg / f"old{number}", "1M") for number in range(80)]
+def test_most_have_no_descriptor(memcg1: Path, hog: str, source: str) -> None:
+    paths = [make(memcg1 / f"old{number}", "1M") for number in range(80)]
     with Monitor(audit=0.05, linger=0.05) as monitor, few_descriptors(40) as restore:
-        tree = monitor.watch_tree(memcg, source=source)
-        assert held(tree) == standing(memcg)
-        paths += [make(memcg / f"new{number}", "1M") for number in range(20)]
-        ledger = catch_up(monitor, tree, memcg)
+        tree = monitor.watch_tree(memcg1, source=source)
+        assert held(tree) == standing(memcg1)
+        paths += [make(memcg1 / f"new{number}", "1M") for number in range(20)]
+        ledger = catch_up(monitor, tree, memcg1)
         assert created(ledger) == sorted(map(os.fspath, paths[80:]))
         polled = [watch for watch in tree if watch.polled]
         assert 101 - 40 <= len(polled) == tree.polled < 101
@@ -817,8 +817,8 @@ def test_most_have_no_descriptor(memcg: Path, hog: str, source: str) -> None:
         finally:
             for fd in taken:
                 os.close(fd)
-        moved = victims[1].rename(memcg / "moved")
-        catch_up(monitor, tree, memcg, ledger)
+        moved = victims[1].rename(memcg1 / "moved")
+        catch_up(monitor, tree, memcg1, ledger)
         run_hog(hog, moved)
         take_until(monitor, lambda ledger: ledger.kills.total() == 5, ledger)
         watch = of(tree, moved)
@@ -830,7 +830,7 @@ def test_most_have_no_descriptor(memcg: Path, hog: str, source: str) -> None:
             path.rmdir()
         take_until(monitor, lambda ledger: ledger.removals.total() == 21, ledger)
         take_until_quiet(monitor, ledger)
-        assert held(tree) == standing(memcg)
+        assert held(tree) == standing(memcg1)
         assert max(ledger.removals.values()) == 1
         assert all(kinds(ledger, watch)[-1] is Removed for watch in polled if watch.removed)
         assert_totals(tree, ledger)
@@ -838,10 +838,10 @@ def test_most_have_no_descriptor(memcg: Path, hog: str, source: str) -> None:
             "no descriptors left for more registrations"
         ]
         restore()
-        path = make(memcg / "later", "1M")
+        path = make(memcg1 / "later", "1M")
         run_hog(hog, path)
         take_until(monitor, lambda ledger: ledger.kills.total() == 6, ledger)
-        catch_up(monitor, tree, memcg, ledger)
+        catch_up(monitor, tree, memcg1, ledger)
         assert not of(tree, path).polled
 
 
@@ -856,20 +856,20 @@ def run_hog_with(taken: list[int], hog: str, cgroup: Path) -> None:
 
 
 @both
-def test_polled_ones_leave_nothing(memcg: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polled_ones_leave_nothing(memcg1: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcg_oom.v1.LATE", 50_000_000)
     with Monitor(audit=0.05, linger=0.05) as monitor, few_descriptors(20):
-        tree = monitor.watch_tree(memcg, source=source)
+        tree = monitor.watch_tree(memcg1, source=source)
         fds = descriptors()
         ledger = Ledger()
         for _ in range(2):
-            paths = [make(memcg / str(number)) for number in range(60)]
-            catch_up(monitor, tree, memcg, ledger)
+            paths = [make(memcg1 / str(number)) for number in range(60)]
+            catch_up(monitor, tree, memcg1, ledger)
             assert tree.polled >= 40
             of(tree, paths[-1]).close()
             for path in paths:
                 path.rmdir()
-            take_until_let_go(monitor, tree, [memcg], ledger)
+            take_until_let_go(monitor, tree, [memcg1], ledger)
             assert not monitor._watches.polled
             assert not tree._left_out
             assert followed() == ([1] if source == "inotify" else [])
