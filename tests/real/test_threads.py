@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import errno
 import os
 import random
 import signal
@@ -216,7 +217,7 @@ def test_close_from_a_signal_handler_in_any_moment(memcg: Path) -> None:
     cgroups = [make(memcg / str(number)) for number in range(4)]
     chance = random.Random(2)
     closed_by_handler = 0
-    for _ in range(500):
+    while closed_by_handler < 500:
         monitor = Monitor()
         with handled(signal.SIGPROF, calling(monitor.close)):
             signal.setitimer(signal.ITIMER_PROF, chance.uniform(1e-6, 1e-3))
@@ -230,10 +231,15 @@ def test_close_from_a_signal_handler_in_any_moment(memcg: Path) -> None:
                     monitor.fileno()
             except ValueError:
                 closed_by_handler += 1
+                assert monitor.closed
+            except OSError as error:
+                # On v2: the kernel lets go of a closed inotify instance a while after its last watches were removed.
+                if error.errno != errno.EMFILE:
+                    raise
+                time.sleep(0.1)
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
-        assert monitor.closed
-    assert closed_by_handler == 500
+                monitor.close()
 
 
 @pytest.mark.usefixtures("_watchdog")
