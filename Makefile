@@ -29,9 +29,11 @@ demo: $(VENV)/ready
 	@$(BIN)/memcg-oom demo
 
 test: $(VENV)/ready
+	@$(BIN)/python -m tests.vm.machine
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-kernels: wheel
+	@$(BIN)/python -m tests.vm.machine
 	@$(BIN)/python -m tests.vm.matrix dist/*.whl $(KERNELS)
 
 bench: $(VENV)/ready

@@ -3,6 +3,8 @@
 The kernel boots with an initramfs of busybox, this very Python, pytest, the package as built here, and its tests; or,
 where systemd is to be in charge, of a small Debian. No disk, no network; always QEMU's own emulation, because a
 /dev/kvm may exist and hang.
+
+python -m tests.vm.machine: installs the programs that machines need, where that is possible.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ SUITES = {
     "newest": "trixie-backports",
 }
 
+# What a machine takes, and the Debian packages that have it; and what the Debian that systemd runs is built with.
+PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
+FOR_SYSTEMD = {"mmdebstrap": "mmdebstrap"}
+
 UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages")
 
 INIT = """\
@@ -76,16 +82,37 @@ ExecStart=/bin/sh -c 'sh /command; echo "EXIT-CODE=$$?"'
 """
 
 
-def missing(*more: str) -> str:
-    """Why no machine can be started here, or what else is needed for it; empty where one can."""
-    programs = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
-    programs |= {program: program for program in more}
-    packages = [package for program, package in programs.items() if shutil.which(program) is None]
+def missing(programs: dict[str, str] = PROGRAMS) -> str:
+    """Why no machine can be started here, or not one for which these programs are needed; empty where one can."""
     if os.uname().machine != "x86_64":
         return f"the kernels are for x86_64, not {os.uname().machine}"
     if shutil.which("apt-get") is None:
         return "the kernels come from Debian, through apt-get"
+    packages = lacking(programs)
     return f"missing: apt-get install --no-install-recommends {' '.join(packages)}" if packages else ""
+
+
+def lacking(programs: dict[str, str]) -> list[str]:
+    """The packages of those programs that are not there."""
+    return [package for program, package in programs.items() if shutil.which(program) is None]
+
+
+def install() -> None:
+    """Installs what is lacking, as far as this user and this system have it; what fails is said, and skips tests."""
+    packages = lacking(PROGRAMS | FOR_SYSTEMD)
+    if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    print(f"installing for virtual machines: {' '.join(packages)}", flush=True)
+    for command in (("update",), ("install", "-y", "--no-install-recommends", *packages)):
+        done = subprocess.run(
+            ["apt-get", "-qq", *command],
+            check=False,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            stdout=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            print(f"apt-get {command[0]} failed: no virtual machines", file=sys.stderr)
+            return
 
 
 def kernel(series: str) -> Path:
@@ -237,3 +264,7 @@ def boot(
     )
     initrd.unlink()
     return done.stdout.decode(errors="replace").replace("\r", ""), done.stderr.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    install()

@@ -11,7 +11,7 @@ from tests.vm import machine
 
 
 def test_on_a_machine_that_systemd_runs(tmp_path: Path, hog: str, figure: dict[str, object]) -> None:
-    why_not = machine.missing("mmdebstrap")
+    why_not = machine.missing(machine.PROGRAMS | machine.FOR_SYSTEMD)
     if why_not:
         pytest.skip(f"no virtual machines: {why_not}")
     base = machine.systemd_initramfs(tmp_path, hog)
