@@ -40,6 +40,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.register
 	$(BIN)/python -m benchmarks.wake_latency
 	$(BIN)/python -m benchmarks.storm
+	$(BIN)/python -m benchmarks.thresholds
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest tests/real/soak.py

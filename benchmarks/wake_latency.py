@@ -64,7 +64,7 @@ def main() -> None:
                 samples[name].append(competitors[name]()[WARM_UP:])
 
     figures = {
-        figure: {name: [common.quantile(latencies, share) for latencies in rounds] for name, rounds in samples.items()}
+        figure: {name: [common.quantile(one, share) for one in rounds] for name, rounds in samples.items()}
         for figure, share in (("median", 0.5), ("p99", 0.99))
     }
     common.report(
@@ -84,7 +84,7 @@ def ours(cgroup: str, signaller: str) -> list[int]:
     with Monitor(settle=SETTLE) as monitor:
         watch = monitor.watch(cgroup)
         # No part of the interface: outside a benchmark, nobody but the kernel signals it.
-        return _latencies(signaller, watch._eventfd, _events(monitor))
+        return latencies(signaller, watch._eventfd, _events(monitor))
 
 
 def _events(monitor: Monitor) -> Iterator[Arrival]:
@@ -96,7 +96,7 @@ def _events(monitor: Monitor) -> Iterator[Arrival]:
 def library(cgroup: str, signaller: str) -> list[int]:
     eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
-        return _latencies(signaller, eventfd, _wake_ups(cgroup, eventfd))
+        return latencies(signaller, eventfd, _wake_ups(cgroup, eventfd))
     finally:
         os.close(eventfd)
 
@@ -127,12 +127,12 @@ def c(cgroup: str, signaller: str, waiter: str) -> list[int]:
             assert process.stdout is not None
             # It prints in the end, so this waits until it is through.
             lines = (line.split() for line in process.stdout)
-            return _latencies(signaller, eventfd, ((int(time_ns), int(signals)) for time_ns, signals in lines))
+            return latencies(signaller, eventfd, ((int(time_ns), int(signals)) for time_ns, signals in lines))
     finally:
         os.close(eventfd)
 
 
-def _latencies(signaller: str, eventfd: int, arrivals: Iterator[Arrival]) -> list[int]:
+def latencies(signaller: str, eventfd: int, arrivals: Iterator[Arrival]) -> list[int]:
     """Starts the signaller and sets what arrives against what it sent: one latency, in nanoseconds, a signal."""
     sent_in_all = WARM_UP + BLOCK
     command = [signaller, str(eventfd), str(sent_in_all), *map(str, PAUSES)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("event_control.c", "wait_loop.c", "control_file.c", "discovery.c", "memory_events.c")
+SOURCES = ("event_control.c", "wait_loop.c", "control_file.c", "discovery.c", "memory_events.c", "triggers.c")
 
 builder = FFI()
 builder.cdef((HERE / "declarations.h").read_text())

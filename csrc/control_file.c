@@ -21,9 +21,9 @@ int64_t memcg_parse_counter(const char *text, const char *key)
         int64_t value = 0;
 
         line += *line == '\n';
-        if (strncmp(line, key, key_length) != 0 || line[key_length] != ' ')
+        if (key_length && (strncmp(line, key, key_length) != 0 || line[key_length] != ' '))
             continue;
-        digit = line + key_length + 1;
+        digit = line + key_length + (key_length != 0);
         if (*digit < '0' || *digit > '9')
             return -EBADMSG;
         for (; *digit >= '0' && *digit <= '9'; digit++) {
@@ -36,15 +36,20 @@ int64_t memcg_parse_counter(const char *text, const char *key)
     return -ENODATA;
 }
 
-int64_t memcg_read_kills(int control_fd)
+int64_t memcg_read_value(const struct memcg_control *control, int control_fd, uint8_t *under_oom)
 {
     char text[256]; /* three short lines; the kernel makes up the whole file at offset 0 */
-    ssize_t length = pread(control_fd, text, sizeof(text) - 1, 0);
+    ssize_t length;
 
+    *under_oom = 0;
+    if (control->unread)
+        return 0;
+    length = pread(control_fd, text, sizeof(text) - 1, 0);
     if (length < 0)
         return -errno;
     text[length] = '\0';
-    return memcg_parse_counter(text, "oom_kill");
+    *under_oom = memcg_parse_counter(text, "under_oom") > 0;
+    return memcg_parse_counter(text, control->key);
 }
 
 int memcg_open_by_id(int mount_fd, uint64_t id)
@@ -94,16 +99,17 @@ int memcg_open_control(int mount_fd, uint64_t device, uint64_t id, const char **
     return fd;
 }
 
-void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
-                     int64_t *kills)
+void memcg_look_many(const struct memcg_control *control, int mount_fd, uint64_t device, const uint64_t *control_ids,
+                     const char *paths, size_t count, int64_t *values, uint8_t *under_oom)
 {
     for (size_t i = 0; i < count; i++) {
-        int fd = memcg_open_control(mount_fd, device, control_ids[i], &paths, "memory.oom_control");
+        int fd = memcg_open_control(mount_fd, device, control_ids[i], &paths, control->file);
 
-        kills[i] = fd;
+        values[i] = fd;
+        under_oom[i] = 0;
         if (fd >= 0) {
             /* Opened, used, closed: a control file that stays open costs 4.9 KB of kernel memory. */
-            kills[i] = memcg_read_kills(fd);
+            values[i] = memcg_read_value(control, fd, &under_oom[i]);
             close(fd);
         }
     }

@@ -19,15 +19,23 @@ enum memcg_step {
     MEMCG_STEP_FOLLOW         /* inotify_add_watch(2), on cgroup v2 */
 };
 
+/* A control file of cgroup v1: what is registered for, and what is read at a look. */
+struct memcg_control {
+    char file[32];     /* its name */
+    char key[16];      /* of the line "key value" that is read; empty: the file is the value */
+    char argument[32]; /* what the kernel is told at the registration; empty: nothing */
+    int32_t unread;    /* whether it is not to be read, and counts as 0: memory.pressure_level holds nothing */
+};
+
 struct memcg_registration {
     int32_t eventfd;       /* the new eventfd, or -errno and nothing left open */
     int32_t step;          /* where it failed: enum memcg_step */
     int32_t follower;      /* the inotify watch of the cgroup's directory, or -errno */
     uint32_t children;     /* how many cgroups are in it: read after `follower` stood */
     uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
-    uint64_t control_id;   /* st_ino of memory.oom_control, its kernfs id */
-    int64_t kills_before;  /* oom_kill, read before the registration stood */
-    int64_t kills_after;   /* and after it */
+    uint64_t control_id;   /* st_ino of the control file, its kernfs id */
+    int64_t before;        /* its value, oom_kill or the usage, read before the registration stood */
+    int64_t after;         /* and after it */
 };
 
 /*
@@ -43,11 +51,12 @@ struct memcg_registrations {
     int32_t mount_fd;   /* to open by their ids those that are not at their paths, or -1 */
     int32_t inotify_fd; /* that is to follow their directories, or -1 */
     int64_t highest_fd; /* an eventfd above it counts as one too many (EMFILE) */
+    struct memcg_control control;
     struct memcg_registration rows[];
 };
 
 /*
- * Registers `count` cgroups for OOM notifications, with identities and counters. A row that failed says why, and has
+ * Registers `count` cgroups for one of their control files, with identities and values. A row that failed says why, and has
  * what was found out before: with a step after MEMCG_STEP_CONTROL_FILE that is all but the eventfd. registrations->count
  * is `count` in the end. A cgroup on another file system than `device` (st_dev) fails with EXDEV before anything was
  * written. With `ids` another cgroup than the one meant fails with ESTALE; without (NULL) what is at the path counts.
@@ -104,12 +113,12 @@ int memcg_timer_arm(int timer_fd, int64_t deadline_ns);
 int memcg_open_by_id(int mount_fd, uint64_t id);
 
 /*
- * Looks at `count` memory.oom_control files, each found by its identity, and reads the oom_kill counter of each:
- * kills[i] >= 0, or -errno. With mount_fd >= 0 the files are opened by id and `paths` is not read; with -1 by the
- * paths of their cgroups, and a path that leads to another file gives ESTALE.
+ * Looks at `count` control files, each found by its identity, and reads the value of each: values[i] >= 0, or -errno.
+ * under_oom[i] is what a line "under_oom" of it says, 0 without one. With mount_fd >= 0 the files are opened by id and
+ * `paths` is not read; with -1 by the paths of their cgroups, and a path that leads to another file gives ESTALE.
  */
-void memcg_look_many(int mount_fd, uint64_t device, const uint64_t *control_ids, const char *paths, size_t count,
-                     int64_t *kills);
+void memcg_look_many(const struct memcg_control *control, int mount_fd, uint64_t device, const uint64_t *control_ids,
+                     const char *paths, size_t count, int64_t *values, uint8_t *under_oom);
 
 /* Sets moved[i] to 1 where the path, an absolute one, no longer leads to the directory of that id, else to 0. */
 void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
@@ -185,3 +194,34 @@ void memcg_count_many(int mount_fd, uint64_t device, const uint64_t *control_ids
 /* The same of memory.events, which counts what is and was below as well; by path, the ids are the directories'. */
 void memcg_subtree_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                         struct memcg_counters *counters);
+
+/*
+ * Triggers of pressure stall information, by Linux AIO (io_submit(2), IOCB_CMD_POLL): polling such a file takes its
+ * event away (psi_trigger_poll()), so that in an epoll set which is in another one the outer would take what the inner
+ * has to tell. Here one request a file polls it, and an eventfd says that it has.
+ */
+
+#define MEMCG_TRIGGERS 1024 /* the most of one context */
+
+/* Room for a request (struct iocb); it stays where it is until it was taken with the count 0. */
+struct memcg_trigger {
+    uint64_t request[8];
+};
+
+/* Makes a context, to be given up with memcg_triggers_close(). ENOSYS where the kernel has no AIO; EAGAIN: fs.aio-max-nr. */
+int memcg_triggers_open(uint64_t *context);
+
+/* Cancels what is under way; not in a forked child, whose context is not this. */
+int memcg_triggers_close(uint64_t context);
+
+/* Polls an open trigger from now on and adds 1 to the eventfd when there is something to take. */
+int memcg_trigger_begin(uint64_t context, int trigger_fd, int event_fd, uint64_t key, struct memcg_trigger *trigger);
+
+/* Ends that; it is taken once more, with the count 0, unless it was before. */
+int memcg_trigger_end(uint64_t context, struct memcg_trigger *trigger);
+
+/*
+ * Takes what there is, without waiting: the key of each, with the count 1 where it stalled, and is polled further, or 0
+ * where that has ended: the cgroup was removed, or memcg_trigger_end() was called. The batch holds them whatever comes afterwards.
+ */
+int memcg_triggers_take(uint64_t context, struct memcg_batch *batch);

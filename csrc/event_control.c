@@ -88,12 +88,14 @@ static int open_cgroup(int mount_fd, uint64_t device, const uint64_t *id, const 
     return memcg_open_by_id(mount_fd, *id);
 }
 
-/* The identity of the cgroup, its counter before, the registration, its counter after. */
-static int register_oom(const struct memcg_registrations *how, uint64_t device, const uint64_t *id, const char *path,
+/* The identity of the cgroup, the value before, the registration, the value after. */
+static int register_one(const struct memcg_registrations *how, uint64_t device, const uint64_t *id, const char *path,
                         struct memcg_registration *registration)
 {
+    const struct memcg_control *control = &how->control;
     struct stat status;
     int directory_fd, control_fd = -1, event_fd = -1, rc;
+    uint8_t under_oom;
 
     directory_fd = STEP(CGROUP, open_cgroup(how->mount_fd, device, id, path));
     if (directory_fd < 0)
@@ -116,7 +118,7 @@ static int register_oom(const struct memcg_registrations *how, uint64_t device, 
     /* kernfs counts subdirectories (kernfs_refresh_inode()); a file system that does not says 1. */
     registration->children = status.st_nlink < 2 ? 1 : (uint32_t)status.st_nlink - 2;
 
-    control_fd = STEP(CONTROL_FILE, openat(directory_fd, "memory.oom_control", O_RDONLY | O_CLOEXEC));
+    control_fd = STEP(CONTROL_FILE, openat(directory_fd, control->file, O_RDONLY | O_CLOEXEC));
     if (control_fd < 0 || fstat(control_fd, &status) < 0) {
         rc = -errno;
         goto out;
@@ -124,12 +126,12 @@ static int register_oom(const struct memcg_registrations *how, uint64_t device, 
     registration->control_id = status.st_ino;
 
     /* The baseline is read before the registration, so that a kill between the two is seen as one. */
-    registration->kills_before = registration->kills_after = memcg_read_kills(control_fd);
-    if (registration->kills_before < 0) {
-        rc = (int)registration->kills_before;
+    registration->before = registration->after = memcg_read_value(control, control_fd, &under_oom);
+    if (registration->before < 0) {
+        rc = (int)registration->before;
         goto out;
     }
-    rc = event_fd = register_event(directory_fd, control_fd, "", registration);
+    rc = event_fd = register_event(directory_fd, control_fd, control->argument, registration);
     if (rc >= 0 && event_fd > how->highest_fd) {
         registration->step = MEMCG_STEP_EVENTFD;
         close(event_fd);
@@ -138,9 +140,9 @@ static int register_oom(const struct memcg_registrations *how, uint64_t device, 
     if (rc < 0)
         goto out;
     registration->step = MEMCG_STEP_CONTROL_FILE;
-    registration->kills_after = memcg_read_kills(control_fd);
-    if (registration->kills_after < 0) {
-        rc = (int)registration->kills_after;
+    registration->after = memcg_read_value(control, control_fd, &under_oom);
+    if (registration->after < 0) {
+        rc = (int)registration->after;
         close(event_fd);
     }
 
@@ -158,7 +160,7 @@ void memcg_register_many(uint64_t device, const uint64_t *ids, const char *paths
     for (size_t i = 0; i < count; i++, paths += strlen(paths) + 1) {
         struct memcg_registration *row = &registrations->rows[i];
 
-        row->eventfd = register_oom(registrations, device, ids ? &ids[i] : NULL, paths, row);
+        row->eventfd = register_one(registrations, device, ids ? &ids[i] : NULL, paths, row);
         registrations->count++;
     }
 }

@@ -11,12 +11,12 @@
 
 #include "declarations.h"
 
-/* Defined in control_file.c: the oom_kill counter of an open memory.oom_control. */
-int64_t memcg_read_kills(int control_fd);
+/* Defined in control_file.c: the value of an open control file, and whether it says under_oom. */
+int64_t memcg_read_value(const struct memcg_control *control, int control_fd, uint8_t *under_oom);
 
 /*
- * The value of `key` in a control file of lines "key value". -EBADMSG where a value is no number, -ENODATA where no
- * line has the key (oom_kill came with 4.13).
+ * The value of `key` in a control file of lines "key value", or with the empty key the number that it is. -EBADMSG
+ * where a value is no number, -ENODATA where no line has the key (oom_kill came with 4.13).
  */
 int64_t memcg_parse_counter(const char *text, const char *key);
 

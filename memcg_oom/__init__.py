@@ -4,6 +4,7 @@ See Monitor for watching, Cgroup for one cgroup, register() for the kernel's bar
 """
 
 from memcg_oom._version import __version__
+from memcg_oom.alarms import PressureWatch, UsageWatch
 from memcg_oom.cgroup import Cgroup, OomControl
 from memcg_oom.errors import MemcgError, NotACgroupError, RootCgroupError, UnsupportedError
 from memcg_oom.eventfd import EventFD, register
@@ -16,14 +17,20 @@ from memcg_oom.events import (
     MemoryMax,
     Oom,
     OomKill,
+    OomResolved,
+    Pressure,
     Removed,
+    Stall,
     Unattributed,
+    UsageCrossed,
 )
 from memcg_oom.monitor import Monitor
+from memcg_oom.stalls import StallWatch
 from memcg_oom.tree import TreeWatch
-from memcg_oom.watch import Watch
+from memcg_oom.watch import AnyWatch, Watch
 
 __all__ = [
+    "AnyWatch",
     "Cgroup",
     "CgroupEvent",
     "Created",
@@ -38,11 +45,18 @@ __all__ = [
     "Oom",
     "OomControl",
     "OomKill",
+    "OomResolved",
+    "Pressure",
+    "PressureWatch",
     "Removed",
     "RootCgroupError",
+    "Stall",
+    "StallWatch",
     "TreeWatch",
     "Unattributed",
     "UnsupportedError",
+    "UsageCrossed",
+    "UsageWatch",
     "Watch",
     "__version__",
     "register",

@@ -12,6 +12,7 @@ class ffi:
     class CData:
         # A struct's fields, as the C declarations name and type them.
         def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, index: int | slice) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     NULL: CData
@@ -29,6 +30,7 @@ class ffi:
 class lib:
     MEMCG_BATCH: int
     MEMCG_ENTRY: int
+    MEMCG_TRIGGERS: int
     MEMCG_UNREAD: int
     MEMCG_STEP_CGROUP: int
     MEMCG_STEP_CONTROL_FILE: int
@@ -54,7 +56,14 @@ class lib:
     def memcg_open_by_id(mount_fd: int, id: int) -> int: ...
     @staticmethod
     def memcg_look_many(
-        mount_fd: int, device: int, control_ids: _Array, paths: _Bytes, count: int, kills: ffi.CData
+        control: ffi.CData,
+        mount_fd: int,
+        device: int,
+        control_ids: _Array,
+        paths: _Bytes,
+        count: int,
+        values: ffi.CData,
+        under_oom: ffi.CData,
     ) -> None: ...
     @staticmethod
     def memcg_moved_many(device: int, directory_ids: _Array, paths: _Bytes, count: int, moved: ffi.CData) -> None: ...
@@ -80,3 +89,13 @@ class lib:
     def memcg_inotify_remove(inotify_fd: int, watch: int) -> int: ...
     @staticmethod
     def memcg_fanotify_open(path: _Bytes) -> int: ...
+    @staticmethod
+    def memcg_triggers_open(context: ffi.CData) -> int: ...
+    @staticmethod
+    def memcg_triggers_close(context: int) -> int: ...
+    @staticmethod
+    def memcg_trigger_begin(context: int, trigger_fd: int, event_fd: int, key: int, trigger: ffi.CData) -> int: ...
+    @staticmethod
+    def memcg_trigger_end(context: int, trigger: ffi.CData) -> int: ...
+    @staticmethod
+    def memcg_triggers_take(context: int, batch: ffi.CData) -> int: ...

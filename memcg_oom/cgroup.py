@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import contextmanager, suppress
 
 from memcg_oom.errors import NotACgroupError, UnsupportedError, off_error
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
+from memcg_oom.sizes import UNLIMITED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Self
 
     from memcg_oom.paths import StrPath
@@ -25,9 +29,6 @@ _FILES = {
     "peak": ("memory.max_usage_in_bytes", "memory.peak"),
     "limit": ("memory.limit_in_bytes", "memory.max"),
 }
-
-# PAGE_COUNTER_MAX in bytes, or what rounding leaves of it, is how v1 writes "no limit"; no real limit comes near it.
-_UNLIMITED = 2**62
 
 
 class OomControl:
@@ -238,7 +239,7 @@ class Cgroup:
 
     def _get_limit(self, name: str) -> int | None:
         text = self._read(name)
-        return None if text == "max\n" or int(text) >= _UNLIMITED else int(text)
+        return None if text == "max\n" or int(text) >= UNLIMITED else int(text)
 
     def _set_limit(self, name: str, limit: int | None) -> None:
         if limit is not None and not 0 <= limit < 2**63:
@@ -253,9 +254,77 @@ class Cgroup:
         values = {line[0]: int(line[1]) for line in lines}
         return OomControl(bool(values["oom_kill_disable"]), bool(values["under_oom"]), values["oom_kill"])
 
+    @property
+    def under_oom(self) -> bool:
+        """v1: whether tasks sleep for want of memory, here or because of a cgroup above (memory.oom_control)."""
+        return self.oom_control().under_oom
+
+    @property
+    def oom_kill_disable(self) -> bool:
+        """v1: whether the OOM killer is off, so that tasks that run out of memory sleep (memory.oom_control).
+
+        They wake when the limit is raised, a task is killed, or this is set to False, which kills one of them. Cgroups
+        that are made in it take it over. Somebody has to see to it that they are not asleep for ever: see
+        oom_killer_disabled(). OSError: EINVAL on the root.
+        """
+        return self.oom_control().oom_kill_disable
+
+    @oom_kill_disable.setter
+    def oom_kill_disable(self, disable: bool) -> None:
+        self._only(1, "oom_kill_disable", "memory.high slows its tasks down instead")
+        self._write("memory.oom_control", str(int(disable)))
+
+    @contextmanager
+    def oom_killer_disabled(self) -> Iterator[Self]:
+        """v1: has the OOM killer off as long as the `with` statement lasts, and puts back what was before.
+
+        A process that is killed puts nothing back: have a supervisor do it, such as systemd with ExecStopPost=.
+
+        Raises:
+            OSError: as oom_kill_disable. A cgroup that is gone at the end is no error.
+        """
+        before = self.oom_kill_disable
+        try:
+            self.oom_kill_disable = True
+            yield self
+        finally:
+            if not before:
+                with suppress(FileNotFoundError):
+                    self.oom_kill_disable = False
+
+    @property
+    def frozen(self) -> bool:
+        """v2: whether its tasks, and those below, are stopped (cgroup.events); set it to stop them, and to let go.
+
+        They stop soon after it was set, not at once. SIGKILL ends them all the same. See cgroup.freeze, from 5.2 on.
+        """
+        self._only(2, "cgroup.freeze", "the freezer controller is a hierarchy of its own")
+        return "frozen 1" in self._read("cgroup.events").splitlines()
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._only(2, "cgroup.freeze", "the freezer controller is a hierarchy of its own")
+        self._write("cgroup.freeze", str(int(frozen)))
+
     def pids(self) -> list[int]:
         """The processes in it, without those of its children (cgroup.procs)."""
         return [int(line) for line in self._read("cgroup.procs").split()]
+
+    def largest(self) -> int | None:
+        """The process in it with the most memory of its own, resident (proc_pid_statm(5)); None where there is none."""
+        sizes = {}
+        for pid in self.pids():
+            # Suppressed: it has exited since it was listed.
+            with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/statm", "rb") as file:
+                sizes[pid] = int(file.read().split()[1])
+        return max(sizes, key=lambda pid: sizes[pid], default=None)
+
+    def kill_process(self, pid: int) -> bool:
+        """Kills one process in it; whether it was there. It is not waited for.
+
+        No other process is hit, even when the pid is used anew in between: see kill().
+        """
+        return any(self._kill(process) for process in self._processes() if process[0] == pid)
 
     def kill(self) -> int:
         """Kills every process in it, without those of its children, and waits until none is left.

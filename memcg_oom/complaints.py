@@ -126,6 +126,16 @@ class Complaints:
             "watch the tree of the hierarchy's root, which the host's counter accounts for, or remount it without",
         )
 
+    def no_stalls(self, cgroup: str, events: list[Event]) -> list[Change]:
+        """A trigger that the kernel has taken away, while its cgroup is still there."""
+        return self._once(
+            ("stalls", cgroup),
+            events,
+            f"the stalls of {cgroup} are not accounted for any more",
+            "its stalls are not told, and the watch is closed",
+            "write 1 to its cgroup.pressure, and watch it again",
+        )
+
     def no_log(self, error: OSError, period: float, events: list[Event]) -> list[Change]:
         """The kernel log cannot be read."""
         return self._once(

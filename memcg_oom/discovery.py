@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memcg_oom.complaints import Complaints
     from memcg_oom.events import Event
     from memcg_oom.hierarchy import Hierarchy
+    from memcg_oom.loop import Loop
     from memcg_oom.monitor import Monitor
     from memcg_oom.sources import Change, Source
     from memcg_oom.tree import TreeWatch
@@ -35,10 +36,11 @@ class Discovery:
     Synchronization: none; the monitor's lock is held around every call, but for Search, which changes nothing here.
     """
 
-    def __init__(self, monitor: Monitor, watches: V1Watches | V2Watches, complaints: Complaints) -> None:
+    def __init__(self, monitor: Monitor, loop: Loop, watches: V1Watches | V2Watches, complaints: Complaints) -> None:
         self.trees = watches.trees
         self.sources: dict[str, Source] = {}
         self._monitor = monitor
+        self._loop = loop
         self._watches = watches
         self._complaints = complaints
         self._pending: list[Change] = []  # read, and not acted upon
@@ -66,7 +68,7 @@ class Discovery:
         source = open_source(self._watches.hierarchy, kind)
         if source.fd >= 0 and source is not own:
             try:
-                self._watches.add_to_loop([self._watches.key(source.fd, lib.MEMCG_UNREAD)])
+                self._loop.add([self._loop.key(source.fd, lib.MEMCG_UNREAD)])
                 self.sources[source.kind] = source
             except BaseException:
                 os.close(source.fd)

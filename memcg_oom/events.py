@@ -9,7 +9,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from memcg_oom.watch import Watch
+    from memcg_oom.alarms import PressureWatch, UsageWatch
+    from memcg_oom.stalls import StallWatch
+    from memcg_oom.watch import AnyWatch, Watch
 
 _set = object.__setattr__
 
@@ -59,14 +61,14 @@ class CgroupEvent(Event):
     Attributes:
         cgroup: the absolute path; after a rename, the new one. A name that is not UTF-8 has surrogate escapes, as
             os.fsdecode() makes them.
-        watch: the Watch that it belongs to.
+        watch: what it belongs to, as Monitor.watch() or another of its methods has returned it.
     """
 
     __slots__ = ("cgroup", "watch")
     cgroup: str
-    watch: Watch
+    watch: AnyWatch
 
-    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch) -> None:
+    def __init__(self, *, time_ns: int, cgroup: str, watch: AnyWatch) -> None:
         _set(self, "time_ns", time_ns)
         _set(self, "cgroup", cgroup)
         _set(self, "watch", watch)
@@ -83,6 +85,7 @@ class Oom(CgroupEvent):
     """
 
     __slots__ = ("count", "late")
+    watch: Watch
     count: int
     late: bool
 
@@ -104,6 +107,7 @@ class OomKill(CgroupEvent):
     """
 
     __slots__ = ("count", "group")
+    watch: Watch
     count: int
     group: bool
 
@@ -117,6 +121,7 @@ class OomKill(CgroupEvent):
 
 class _Counted(CgroupEvent):
     __slots__ = ("count",)
+    watch: Watch
     count: int
 
     def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, count: int) -> None:
@@ -146,6 +151,111 @@ class MemoryHigh(_Counted):
     __slots__ = ()
 
 
+class OomResolved(CgroupEvent):
+    """On v1, where the OOM killer is off: the tasks that an OOM had put to sleep are free again.
+
+    Somebody raised the limit, killed a task, or switched the killer on. The kernel tells nobody of that, so
+    memory.oom_control is looked at as long as it says under_oom.
+
+    Attributes:
+        after: seconds from the Oom to the look that found it over: looks are 10 ms apart at first, and up to 250 ms
+            apart when it takes long.
+    """
+
+    __slots__ = ("after",)
+    watch: Watch
+    after: float
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, after: float) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "after", after)
+
+
+class UsageCrossed(CgroupEvent):
+    """On v1, the usage of a cgroup crossed a threshold.
+
+    The kernel signals either direction and does not say which (__mem_cgroup_threshold()), so the usage is read. It has
+    gone below when it is a 64th of the threshold, at most 1 MiB, below it: what goes to and fro closer than that is
+    collected, and told at the end of an interval.
+
+    Attributes:
+        threshold: in bytes.
+        above: whether the usage was at the threshold or above it.
+        usage: in bytes, as it was read then; of a cgroup that was gone by then 0.
+        count: the kernel's signals since the last of these events. With an even one it may be where it was before.
+    """
+
+    __slots__ = ("threshold", "above", "usage", "count")
+    watch: UsageWatch
+    threshold: int
+    above: bool
+    usage: int
+    count: int
+
+    def __init__(
+        self, *, time_ns: int, cgroup: str, watch: UsageWatch, threshold: int, above: bool, usage: int, count: int
+    ) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "threshold", threshold)
+        _set(self, "above", above)
+        _set(self, "usage", usage)
+        _set(self, "count", count)
+
+
+class Pressure(CgroupEvent):
+    """On v1, memory was reclaimed from a cgroup with so much effort (vmpressure_event()).
+
+    The first one after an interval without any is told at once, what repeats itself once an interval.
+
+    Attributes:
+        level: "low", "medium" or "critical": the level that was asked for, or a higher one.
+        count: the kernel's signals since the last of these events; it may be hundreds a second.
+        repeated: whether there was one in the interval before as well.
+    """
+
+    __slots__ = ("level", "count", "repeated")
+    watch: PressureWatch
+    level: str
+    count: int
+    repeated: bool
+
+    def __init__(
+        self, *, time_ns: int, cgroup: str, watch: PressureWatch, level: str, count: int, repeated: bool = False
+    ) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "level", level)
+        _set(self, "count", count)
+        _set(self, "repeated", repeated)
+
+
+class Stall(CgroupEvent):
+    """Tasks waited for memory for longer than was asked for (pressure stall information, psi_trigger_poll()).
+
+    Attributes:
+        cgroup: of the whole host "/proc/pressure/memory".
+        kind: "some" of the tasks waited, or all of them ("full").
+        count: how many windows with that were told by the kernel since the last of these events.
+    """
+
+    __slots__ = ("kind", "count")
+    watch: StallWatch
+    kind: str
+    count: int
+
+    def __init__(self, *, time_ns: int, cgroup: str, watch: StallWatch, kind: str, count: int) -> None:
+        _set(self, "time_ns", time_ns)
+        _set(self, "cgroup", cgroup)
+        _set(self, "watch", watch)
+        _set(self, "kind", kind)
+        _set(self, "count", count)
+
+
 class Removed(CgroupEvent):
     """The cgroup is gone: the last event of its watch, but for an Oom that the kernel sent late.
 
@@ -157,7 +267,7 @@ class Removed(CgroupEvent):
     __slots__ = ("unresolved",)
     unresolved: int
 
-    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, unresolved: int = 0) -> None:
+    def __init__(self, *, time_ns: int, cgroup: str, watch: AnyWatch, unresolved: int = 0) -> None:
         _set(self, "time_ns", time_ns)
         _set(self, "cgroup", cgroup)
         _set(self, "watch", watch)
@@ -168,6 +278,7 @@ class Created(CgroupEvent):
     """A tree has found a cgroup that was not there when it began; the first event of its watch."""
 
     __slots__ = ()
+    watch: Watch
 
 
 class Unattributed(Event):

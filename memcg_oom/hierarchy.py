@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.commit import close_all
+from memcg_oom.control import OOM
 from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
 from memcg_oom.paths import directory_status
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
+    from memcg_oom.control import Control
     from memcg_oom.found import Counters
     from memcg_oom.mounts import Mount
 
@@ -265,29 +267,36 @@ class Hierarchy:
             found += zip(listed, ffi.unpack(ids, count), strict=True)
         return found
 
-    def look(self, places: Sequence[Place]) -> list[int]:
-        """Reads the oom_kill counter of each cgroup: a count, or -errno.
+    def look(self, places: Sequence[Place], control: Control = OOM) -> list[tuple[int, int]]:
+        """Reads the control file of each v1 cgroup.
 
         An errno of GONE proves that the cgroup is gone; EAGAIN that nobody could tell just now.
+
+        Args:
+            places: the cgroups; control_id is that of the file.
+            control: the file, and what is read of it.
+
+        Returns:
+            For each its value (of memory.oom_control, oom_kill) or -errno, and whether the file says under_oom.
         """
-        kills = self._look(places, range(len(places)))
-        short = [i for i, result in enumerate(kills) if -result in NO_FDS]
+        found = self._look(places, range(len(places)), control)
+        short = [i for i, (value, _) in enumerate(found) if -value in NO_FDS]
         if short:
             self._give_up_spare()
-            for i, result in zip(short, self._look(places, short), strict=True):
-                kills[i] = result
-        gone = [i for i, result in enumerate(kills) if -result in GONE]
+            for i, result in zip(short, self._look(places, short, control), strict=True):
+                found[i] = result
+        gone = [i for i, (value, _) in enumerate(found) if -value in GONE]
         if gone and self.by_id:
             # The kernel says ESTALE as well when it has no memory for the inode. What is still at its path is not
             # gone, or is just going: look again.
             for i, moved in zip(gone, self.moved([places[i] for i in gone]), strict=True):
                 if not moved:
-                    kills[i] = -errno.EAGAIN
+                    found[i] = (-errno.EAGAIN, 0)
         elif gone:
             for i in gone:
-                kills[i] = self._look_elsewhere(places[i])
+                found[i] = self._look_elsewhere(places[i], control)
         self._take_spare()
-        return kills
+        return found
 
     def counters(self, places: Sequence[Place]) -> list[Counters]:
         """Reads what memory.events.local of each v2 cgroup counts; the first of them may be -errno instead.
@@ -339,10 +348,10 @@ class Hierarchy:
         size = -(-len(places) // parts)
         return [kind(self, places[at : at + size]) for at in range(0, len(places), size or 1)]
 
-    def _look(self, places: Sequence[Place], which: Sequence[int]) -> list[int]:
-        slices = self._sliced(_Slice, [places[i] for i in which])
+    def _look(self, places: Sequence[Place], which: Sequence[int], control: Control) -> list[tuple[int, int]]:
+        slices = self._sliced(lambda *part: _Slice(control, *part), [places[i] for i in which])
         side_by_side([one.run for one in slices])
-        return [kills for one in slices for kills in one.kills]
+        return [row for one in slices for row in zip(one.values, one.under_oom, strict=True)]
 
     def _give_up_spare(self) -> None:
         close_all(self._spare)
@@ -387,7 +396,7 @@ class Hierarchy:
         # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/".
         return path if path != "/" else None
 
-    def _look_elsewhere(self, place: Place) -> int:
+    def _look_elsewhere(self, place: Place, control: Control) -> tuple[int, int]:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
         for _ in range(_OVERTAKEN):
             try:
@@ -396,15 +405,15 @@ class Hierarchy:
                 if error.errno in NO_FDS and self._spare:
                     self._give_up_spare()
                 elif error.errno not in GONE:  # a directory on the way may be renamed under the search
-                    return -(error.errno or errno.EIO)
+                    return -(error.errno or errno.EIO), 0
                 continue
             if path is None:
-                return -errno.ESTALE
+                return -errno.ESTALE, 0
             place.path = path
-            kills = self._look([place], [0])[0]
-            if -kills not in GONE:
-                return kills
-        return -errno.EAGAIN
+            (found,) = self._look([place], [0], control)
+            if -found[0] not in GONE:
+                return found
+        return -errno.EAGAIN, 0
 
     def _lineage(self, path: str, directory_id: int) -> tuple[str, tuple[int, ...]]:
         """The topmost directory of this file system on the way to the cgroup, and the inodes from below it."""
@@ -440,20 +449,24 @@ class Hierarchy:
 class _Slice:
     """What one thread looks at."""
 
-    def __init__(self, hierarchy: Hierarchy, places: Sequence[Place]) -> None:
-        self.kills = array("q", bytes(8 * len(places)))
+    def __init__(self, control: Control, hierarchy: Hierarchy, places: Sequence[Place]) -> None:
+        self.values = array("q", bytes(8 * len(places)))
+        self.under_oom = array("B", bytes(len(places)))
+        self._control = control
         self._hierarchy = hierarchy
         self._ids = array("Q", [place.control_id for place in places])
         self._paths = b"" if hierarchy.by_id else pack_paths([place.path for place in places])
 
     def run(self) -> None:
         lib.memcg_look_many(
+            self._control.struct,
             self._hierarchy.id_fd,
             self._hierarchy.device,
             ffi.from_buffer("uint64_t[]", self._ids),
             ffi.from_buffer(self._paths),
             len(self._ids),
-            ffi.from_buffer("int64_t[]", self.kills),
+            ffi.from_buffer("int64_t[]", self.values),
+            ffi.from_buffer("uint8_t[]", self.under_oom),
         )
 
 

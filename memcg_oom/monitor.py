@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import select
 import struct
 import threading
 import time
@@ -13,6 +12,15 @@ import warnings
 import weakref
 
 from memcg_oom._native import ffi, lib
+from memcg_oom.alarms import (
+    Alarm,
+    PressureWatch,
+    UsageWatch,
+    check_threshold,
+    parse_threshold,
+    pressure_control,
+    usage_control,
+)
 from memcg_oom.audit import Audit
 from memcg_oom.commit import Outbox, close_all, commit
 from memcg_oom.complaints import Complaints
@@ -21,26 +29,33 @@ from memcg_oom.errors import UnsupportedError, check, os_error
 from memcg_oom.events import MemoryHigh, MemoryMax
 from memcg_oom.hierarchy import ROOT_ID, Hierarchy
 from memcg_oom.ledger import Ledger
+from memcg_oom.loop import Loop
 from memcg_oom.paths import absolute
 from memcg_oom.registration import Registrations, registered
 from memcg_oom.search import Search
 from memcg_oom.sources import check_kind
+from memcg_oom.stalls import Stalls, StallWatch, check_trigger, find, open_trigger
 from memcg_oom.tree import TreeWatch
 from memcg_oom.v1 import V1Watches
 from memcg_oom.v2 import V2Watches
+from memcg_oom.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, TypeVar
 
     from typing_extensions import Self
 
+    from memcg_oom.control import Control
     from memcg_oom.events import Event
+    from memcg_oom.hierarchy import Place
     from memcg_oom.paths import StrPath
     from memcg_oom.sources import Source
-    from memcg_oom.watch import Watch
+    from memcg_oom.watch import AnyWatch
+
+    _Alarm = TypeVar("_Alarm", bound=Alarm)
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
 _LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
@@ -90,10 +105,11 @@ class Monitor:
         self._waiting = False
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
-        self._unread: list[int] = []  # descriptors to close when no wait() is under way
         self._batch = ffi.new("struct memcg_batch *")
         self._outbox = Outbox()
-        self._epoll = select.epoll()
+        self._loop = Loop()
+        self._complaints = Complaints()
+        self._stalls = Stalls(self._loop, self._outbox, self._complaints)
         self._bell: _Bell | None = None
         self._timer = -1
         try:
@@ -102,7 +118,7 @@ class Monitor:
             self._armed = 0
             self._settle, self._linger, self._audit_period = settle_ns, linger_ns, audit_ns
             self._watches, self._discovery, self._audit = self._engine(1)
-            self._watches.add_to_loop([self._bell.fd, self._timer])
+            self._loop.add([self._bell.fd, self._timer])
         except BaseException:
             self._release()
             raise
@@ -111,24 +127,22 @@ class Monitor:
 
     def _engine(self, version: int) -> tuple[V1Watches | V2Watches, Discovery, Audit]:
         """What does the work, for one version of cgroups."""
-        complaints = Complaints()
         ledger = Ledger()
         shared: dict[str, Any] = {
-            "epoll": self._epoll,
+            "loop": self._loop,
             "outbox": self._outbox,
-            "complaints": complaints,
+            "complaints": self._complaints,
             "ledger": ledger,
-            "unread": self._unread,
             "settle": self._settle,
         }
         watches: V1Watches | V2Watches
         watches = V1Watches(linger=self._linger, **shared) if version == 1 else V2Watches(**shared)
-        discovery = Discovery(self, watches, complaints)
+        discovery = Discovery(self, self._loop, watches, self._complaints)
         watches.let_go, watches.drain = discovery.let_go, discovery.drain
         audit = Audit(
             watches=watches,
             discovery=discovery,
-            complaints=complaints,
+            complaints=self._complaints,
             ledger=ledger,
             settle=self._settle,
             period=self._audit_period,
@@ -275,7 +289,7 @@ class Monitor:
             watches, discovery, audit = self._engine(opened.version)
             fds = discovery.take_over(opened)
             changes = audit.open(
-                lambda log: watches.add_to_loop([watches.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
+                lambda log: self._loop.add([self._loop.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
             )
             commit(
                 [
@@ -287,16 +301,153 @@ class Monitor:
                 ]
             )
 
+    # -- watching for something else than OOM
+
+    def watch_usage(
+        self, cgroup: StrPath, threshold: int | str, swap: bool = False, *, interval: float = 1.0
+    ) -> UsageWatch:
+        """Watches for the usage of a v1 cgroup to cross a threshold, in either direction; see UsageCrossed.
+
+        The registration takes the kernel 8 to 16 ms (it waits for readers, mem_cgroup_usage_register_event()), during
+        which other threads run on, also one that is in wait(). How often it crosses is counted by the kernel, which
+        looks at the usage once in 128 pages that come or go on a processor: what is shorter than that is not seen.
+
+        Args:
+            cgroup: the path of its directory; the hierarchy's root has a usage too.
+            threshold: bytes, also as "100M"; or a share of the limit that the cgroup has now, "90%". The kernel rounds
+                it down to pages.
+            swap: of memory and swap together (memory.memsw.usage_in_bytes).
+            interval: seconds for which going to and fro is collected into one event.
+
+        Raises:
+            UnsupportedError: a v2 cgroup, which has nothing that means the same; a share where there is no limit; a
+                kernel that does not account for swap, or refuses (PREEMPT_RT).
+            ValueError, TypeError: no threshold; an interval that is negative, NaN or infinite; the monitor is closed.
+            OSError: as watch().
+        """
+        check_threshold(threshold)
+        interval_ns = _nanoseconds("interval", interval)
+
+        def make(place: Place, key: int, control: Control, usage: int) -> UsageWatch:
+            return UsageWatch(self, place, key, control, interval_ns, usage=usage)
+
+        instead = "memory.high and watch(also=[MemoryHigh]), or watch_stall(), are the nearest things"
+        return self._set_alarm(
+            cgroup,
+            lambda path: usage_control(parse_threshold(path, threshold, swap), swap),
+            make,
+            f"cgroup v2 signals no usage: {instead}",
+        )
+
+    def watch_pressure(
+        self, cgroup: StrPath, level: str, mode: str = "default", *, interval: float = 1.0
+    ) -> PressureWatch:
+        """Watches for memory pressure in a v1 cgroup, of a level or above; see Pressure.
+
+        Args:
+            cgroup: the path of its directory.
+            level: "low" (memory is reclaimed), "medium" (the reclaimer has to scan a lot for it), "critical" (an OOM is
+                near).
+            mode: whose pressure: "default" (its own, and of those below unless somebody there is told), "hierarchy"
+                (also if), "local" (its own).
+            interval: seconds for which the signals are collected into one event; there may be hundreds a second.
+
+        Raises:
+            UnsupportedError: a v2 cgroup, which has stalls instead; a kernel that refuses (PREEMPT_RT).
+            ValueError: no such level or mode; an interval that is negative, NaN or infinite; the monitor is closed.
+            OSError: as watch().
+        """
+        control = pressure_control(level, mode)
+        interval_ns = _nanoseconds("interval", interval)
+
+        def make(place: Place, key: int, control: Control, _value: int) -> PressureWatch:
+            return PressureWatch(self, place, key, control, interval_ns, level=level, mode=mode)
+
+        instead = "cgroup v2 has no memory.pressure_level: watch_stall() is the nearest thing"
+        return self._set_alarm(cgroup, lambda _: control, make, instead)
+
+    def _set_alarm(
+        self,
+        cgroup: StrPath,
+        find_control: Callable[[str], Control],
+        make: Callable[[Place, int, Control, int], _Alarm],
+        instead: str,
+    ) -> _Alarm:
+        path = absolute(cgroup)
+        hierarchy, opened = self._hierarchy([path], skip_gone=False)
+        assert hierarchy is not None  # what does not exist was an error
+        registrations: Registrations | None = None
+        try:
+            if hierarchy.version == 2:
+                raise UnsupportedError(errno.EOPNOTSUPP, instead, path)
+            control = find_control(path)
+            registrations = Registrations(hierarchy, [path], control=control)
+            ((row, place),) = registered(hierarchy, registrations, skip_gone=False)
+            with self._leaving, self._lock:
+                self._begin(opened)
+                assert isinstance(self._watches, V1Watches)  # as the hierarchy
+                alarm = make(place, self._loop.key(row.descriptor), control, row.after[0])
+                self._watches.set_alarm(alarm, registrations)
+        except BaseException:
+            if registrations is not None:
+                registrations.undo()
+            raise
+        finally:
+            if opened is not None and opened is not self._watches.hierarchy:
+                opened.close()
+        return alarm
+
+    def watch_stall(self, target: StrPath, kind: str, stall: float, window: float) -> StallWatch:
+        """Watches for tasks that wait for memory: told each time when they did for `stall` seconds within `window`.
+
+        Needs no memory controller: any v2 cgroup will do, and the whole host, whatever is mounted. The kernel tells at
+        most once in a window; in a new watch that may be of a stall from right before it. Several are independent.
+
+        Args:
+            target: the path of a v2 cgroup's directory, or "/proc/pressure/memory" for the whole host.
+            kind: "some": at least one task waits; "full": all do that could run.
+            stall: seconds.
+            window: seconds, up to 10; from 0.5 on before Linux 6.4, and without CAP_SYS_RESOURCE a multiple of 2.
+
+        Raises:
+            UnsupportedError: a v1 cgroup; pressure stall information is switched off, or not in this kernel.
+            NotACgroupError: neither a cgroup nor the host.
+            ValueError: no such kind; a stall or a window outside the rules of all kernels; the monitor is closed.
+            PermissionError: the file may not be written to.
+            OSError: what this kernel has against it (EINVAL), with the reason; FileNotFoundError, EMFILE, EAGAIN.
+        """
+        microseconds = check_trigger(kind, stall, window)
+        with self._leaving, self._lock:
+            self._check_open()
+        watch = StallWatch(self, find(target), kind, stall, window)
+        fds: list[int] = []
+        try:
+            open_trigger(watch._place, kind, microseconds, fds)
+            with self._leaving, self._lock:
+                self._check_open()
+                self._stalls.watch(watch, fds)
+        finally:
+            close_all(fds)
+        return watch
+
+    # -- what is watched
+
     @property
-    def watches(self) -> tuple[Watch, ...]:
+    def watches(self) -> tuple[AnyWatch, ...]:
         """All watches that are neither closed nor of removed cgroups, those of trees included."""
         with self._leaving, self._lock:
             self._check_open()
-            return tuple(watch for watch in self._watches.by_key.values() if self._is_shown(watch))
+            return tuple(watch for watch in self._all_watches() if self._is_shown(watch))
 
-    def _is_shown(self, watch: Watch) -> bool:
-        """Whether it is one that users know of: not of a removed cgroup, nor of the hierarchy's root."""
-        return not (watch.removed or watch.closed or watch._place.directory_id == ROOT_ID)
+    def _all_watches(self) -> list[AnyWatch]:
+        alarms = self._watches.alarms.by_key if isinstance(self._watches, V1Watches) else {}
+        return [*self._watches.by_key.values(), *alarms.values(), *self._stalls.by_key.values()]
+
+    @staticmethod
+    def _is_shown(watch: AnyWatch) -> bool:
+        """Whether it is one that users know of: not of a removed cgroup, nor the hidden one of the hierarchy's root."""
+        is_hidden = isinstance(watch, Watch) and watch._place.directory_id == ROOT_ID
+        return not (watch.removed or watch.closed or is_hidden)
 
     def _members(self, tree: TreeWatch) -> list[Watch]:
         with self._leaving, self._lock:
@@ -309,16 +460,25 @@ class Monitor:
             total: int = getattr(tree, past) + sum(getattr(watch, present) for watch in members)
             return total
 
-    def _unwatch(self, watch: Watch) -> None:
+    def _unwatch(self, watch: AnyWatch) -> None:
         if self._closing:
             return
         with self._leaving, self._lock:
-            if not watch.closed:
+            if watch.closed:
+                return
+            if isinstance(watch, StallWatch):
+                self._stalls.forget(watch)
+            elif isinstance(watch, Alarm):
+                assert isinstance(self._watches, V1Watches)  # or there would be no alarm
+                self._watches.forget_alarm(watch)
+                watch._round = None
+            elif isinstance(watch, Watch):
                 if watch._tree is not None and not watch.removed:
                     watch._tree._left_out.add(watch)
                 self._watches.forget(watch)
-                commit([(watch, "closed", True), (watch, "_round", None)])
-                self._bury()
+                watch._round = None
+            watch.closed = True
+            self._bury()
 
     def _unwatch_tree(self, tree: TreeWatch) -> None:
         """Ends a tree, in whatever state."""
@@ -339,7 +499,7 @@ class Monitor:
         """Closes sources; the lock is held."""
         for source in sources:
             if source.fd >= 0:
-                self._watches.leave_loop(source.fd)
+                self._loop.leave(source.fd)
         self._bury()
 
     # -- waiting
@@ -353,7 +513,7 @@ class Monitor:
             ValueError: the monitor is closed.
         """
         self._check_open()
-        return self._epoll.fileno()
+        return self._loop.fileno()
 
     def wait(self, timeout: float | None = None) -> list[Event]:
         """Waits until there are events and returns them, in the order in which they were made.
@@ -399,7 +559,7 @@ class Monitor:
         finally:
             if entered:
                 self._waiting = False  # first, and here: a call might be interrupted before it does anything
-                if self._unread or self._closing:
+                if self._loop.unread or self._closing:
                     self._come_out()
         return []
 
@@ -435,7 +595,7 @@ class Monitor:
     def _pass(self, timeout: int) -> None:
         """One wait of at most `timeout` milliseconds, and what came of it."""
         if not self._batch.count:
-            drained = lib.memcg_wait(self._epoll.fileno(), timeout, self._batch)
+            drained = lib.memcg_wait(self._loop.fileno(), timeout, self._batch)
             if drained < 0:
                 if drained == -errno.EINTR:
                     return  # the handler has run, or runs now; the caller looks at the clock
@@ -452,12 +612,14 @@ class Monitor:
                 if self._watches.absorb(signals, now, (batch, "count", 0)):
                     self._audit.call(now)
             if batch.unread:
+                self._stalls.hear()
                 self._discovery.hear()
                 if self._watches.hear(now):
                     self._audit.call(now)
                 self._audit.hear(now)
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at.
             self._watches.due(now, drained=not full)
+            self._stalls.due(now)
             self._discovery.discover()
             self._watches.part()
             self._arm()
@@ -544,7 +706,7 @@ class Monitor:
         try:
             loop = asyncio.get_running_loop()
             ready: Future[None] = loop.create_future()
-            fd = self._epoll.fileno()
+            fd = self._loop.fileno()
             loop.add_reader(fd, _set_ready, ready)
             try:
                 await ready
@@ -587,7 +749,7 @@ class Monitor:
     def __repr__(self) -> str:
         if self._closing:
             return "<Monitor closed>"
-        return f"<Monitor fd={self._epoll.fileno()} watches={len(self._watches.by_key)}>"
+        return f"<Monitor fd={self._loop.fileno()} watches={len(self._all_watches())}>"
 
     def _check_open(self) -> None:
         if self._closing:
@@ -622,8 +784,8 @@ class Monitor:
         self._timer = -1
         watches = getattr(self, "_watches", None)
         if watches is not None:
-            open_watches = [watch for watch in watches.by_key.values() if not watch.closed]
-            fds += watches.descriptors() + self._unread
+            open_watches = [watch for watch in self._all_watches() if not watch.closed]
+            fds += watches.descriptors() + self._stalls.close() + self._loop.unread
             commit([(watch, "closed", True) for watch in open_watches])
             trees = self._discovery.trees
             commit([(tree, "closed", True) for tree in trees])
@@ -632,19 +794,18 @@ class Monitor:
             self._discovery.sources.clear()
             self._audit.close()
             trees.clear()
-            watches.by_key.clear()
-            watches.polled.clear()
-            self._unread.clear()
+            watches.clear()
+            self._loop.unread.clear()
             if watches.hierarchy is not None:
                 watches.hierarchy.close()
         any(map(os.close, fds))  # in one step, as commit() does it
-        self._epoll.close()
+        self._loop.close()
         self._bell = None
 
     # -- descriptors
 
     def _arm(self) -> None:
-        dues = [due for due in (self._watches.next_due, self._audit.next_due()) if due]
+        dues = [due for due in (self._watches.next_due, self._stalls.next_due, self._audit.next_due()) if due]
         due = min(dues, default=0)
         # What is due already may have been read from the timer just now.
         if due != self._armed or 0 < due <= self._batch.time_ns:
@@ -656,11 +817,11 @@ class Monitor:
 
         A descriptor that is closed under the waiter may get a new owner, whose data the waiter would read.
         """
-        if self._unread:
+        if self._loop.unread:
             if self._waiting if waiting is None else waiting:
                 self._ring()
             else:
-                close_all(self._unread)
+                self._loop.bury()
 
 
 class _Bell:

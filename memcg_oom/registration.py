@@ -10,6 +10,7 @@ import time
 from array import array
 
 from memcg_oom._native import ffi, lib
+from memcg_oom.control import OOM
 from memcg_oom.errors import RootCgroupError, UnsupportedError, off_error, os_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE, NO_FDS, SLICE, pack_paths
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from memcg_oom.commit import Change
+    from memcg_oom.control import Control
     from memcg_oom.found import Counters
     from memcg_oom.hierarchy import Hierarchy, Place
     from memcg_oom.sources import Inotify
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # struct memcg_registration and struct memcg_attachment, taken over whole; and what stands before rows of them.
 _ROW = struct.Struct("=iiiIQQqq")
 _V2_ROW = struct.Struct("=iiiIQQ15q")
-_HEAD = struct.Struct("=qiiq")
+_HEAD = struct.Struct("=qiiq84s4x")
 _V2_HEAD = struct.Struct("=qii")
 
 _NO_LIMIT = 2**31 - 1  # no descriptor is above it
@@ -41,19 +43,21 @@ class Registration:
 
     Attributes:
         path: as given.
+        file: the name of its control file.
         descriptor: its eventfd, on v2 the inotify watch of its memory.events.local; or -errno.
         step: where it failed.
         follower: the inotify watch of its directory, or -errno.
         children: how many cgroups are in it.
         directory_id: the kernfs id of its directory; 0 where not even that was found.
         control_id: that of its control file; 0 likewise, and where v2 has it not for want of the memory controller.
-        before: its counters before it was registered.
+        before: its counters, or what else the control file holds, before it was registered.
         after: and after.
         subtree: on v2 the counters of it and all below; the first of them may be -errno.
     """
 
     __slots__ = (
         "path",
+        "file",
         "descriptor",
         "step",
         "follower",
@@ -65,8 +69,9 @@ class Registration:
         "subtree",
     )
 
-    def __init__(self, path: str, row: tuple[int, ...]) -> None:
+    def __init__(self, path: str, file: str, row: tuple[int, ...]) -> None:
         self.path = path
+        self.file = file
         (
             self.descriptor,
             self.step,
@@ -100,12 +105,11 @@ class Registration:
 
     def error(self) -> OSError:
         """Why it failed, in words."""
-        file = "memory.oom_control" if len(self.before) == 1 else "memory.events.local"
-        return registration_error(-self.descriptor, self.step, self.path, file)
+        return registration_error(-self.descriptor, self.step, self.path, self.file)
 
 
 class Registrations:
-    """Cgroups registered for their OOM notifications; several threads share the work.
+    """Cgroups registered for the notifications of a control file; several threads share the work.
 
     On v1 each has an eventfd, and the descriptors are in buffers that close them when they are freed. So whatever
     happens on the way, wherever an exception comes from: unless the changes of hand_over() are committed, nothing of
@@ -115,6 +119,7 @@ class Registrations:
     Attributes:
         all: in the order of the paths.
         removals: how many watches the instance had lost when this began: what is lost since may be one of these.
+        control: what they were registered for, on v1.
 
     Args:
         hierarchy: that the cgroups are in.
@@ -123,6 +128,7 @@ class Registrations:
         inotify: on v1 to follow their directories, on v2 for their events; None: there is none.
         follow: whether to follow their directories, on v2.
         highest_fd: an eventfd above it counts as one too many.
+        control: what to register for, on v1.
     """
 
     def __init__(
@@ -134,20 +140,32 @@ class Registrations:
         inotify: Inotify | None = None,
         follow: bool = False,
         highest_fd: int = _NO_LIMIT,
+        control: Control = OOM,
     ) -> None:
+        self.control = control
         self._version = hierarchy.version
         self._inotify = inotify
         self.removals = 0 if inotify is None else inotify.removals
         inotify_fd = -1 if inotify is None else inotify.fd
-        how = {"count": 0, "inotify_fd": inotify_fd}
-        how |= {"mount_fd": hierarchy.id_fd, "highest_fd": highest_fd} if hierarchy.version == 1 else {"follow": follow}
+        how: dict[str, object] = {"count": 0, "inotify_fd": inotify_fd}
+        if hierarchy.version == 1:
+            how |= {"mount_fd": hierarchy.id_fd, "highest_fd": highest_fd, "control": control.fields}
+        else:
+            how |= {"follow": follow}
         kind = _Slice if hierarchy.version == 1 else _V2Slice
         if len(paths) >= SLICE and hierarchy.version == 1:
             _grow_descriptor_table(len(paths))
         threads = max(1, min(processors(), len(paths) // SLICE))
         size = -(-len(paths) // threads)
+        file = control.file if hierarchy.version == 1 else hierarchy.control_file
         self._slices = [
-            kind(hierarchy.device, paths[start : start + size], None if ids is None else ids[start : start + size], how)
+            kind(
+                hierarchy.device,
+                file,
+                paths[start : start + size],
+                None if ids is None else ids[start : start + size],
+                how,
+            )
             for start in range(0, len(paths), size or 1)
         ]
         # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
@@ -196,8 +214,11 @@ class _Slice:
     struct = "struct memcg_registrations *"
     head, row = _HEAD, _ROW
 
-    def __init__(self, device: int, paths: Sequence[str], ids: Sequence[int] | None, how: dict[str, int]) -> None:
+    def __init__(
+        self, device: int, file: str, paths: Sequence[str], ids: Sequence[int] | None, how: dict[str, object]
+    ) -> None:
         self.paths = paths
+        self._file = file
         self.buffer = self._keep(ffi.new(self.struct, {**how, "rows": len(paths)}))
         self._device = device
         self._packed = pack_paths(paths)
@@ -220,7 +241,7 @@ class _Slice:
         """What came of them."""
         data = ffi.buffer(self.buffer, self.head.size + len(self.paths) * self.row.size)
         rows = self.row.iter_unpack(data[self.head.size :])
-        return [Registration(path, row) for path, row in zip(self.paths, rows, strict=True)]
+        return [Registration(path, self._file, row) for path, row in zip(self.paths, rows, strict=True)]
 
 
 class _V2Slice(_Slice):
@@ -252,7 +273,7 @@ def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bo
     found = []
     for index, one in enumerate(registrations.all):
         try:
-            if hierarchy.is_root(one.directory_id):
+            if hierarchy.is_root(one.directory_id) and registrations.control is OOM:
                 raise root_error(one.path)
             if one.is_off and os.path.isdir(one.path):
                 raise off_error(one.path)

@@ -6,11 +6,19 @@ import heapq
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from memcg_oom.alarms import Alarm
     from memcg_oom.commit import Change
     from memcg_oom.watch import Watch
 
+    Signalled: TypeAlias = Watch | Alarm
+
 # Nanoseconds from one look of a settling watch to the next: dense while the kill is likely, sparse later.
 GAPS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
+
+_LONGEST_GAP = 250_000_000  # between two looks at one that takes long
 
 
 class Round:
@@ -24,22 +32,24 @@ class Round:
         step: how many looks there were; None for a round that only waits for its deadline.
         host: the host's count of kills, as of the last look; None before the first.
         again: whether it had moved then, or not everything could be read.
+        killer_off: whether the OOM killer is off for a crowd; None: that was not looked at.
     """
 
-    __slots__ = ("watches", "deadline", "step", "host", "again")
+    __slots__ = ("watches", "deadline", "step", "host", "again", "killer_off")
 
-    def __init__(self, watches: list[Watch], deadline: int, step: int | None) -> None:
+    def __init__(self, watches: Sequence[Signalled], deadline: int, step: int | None) -> None:
         self.watches = watches
         self.deadline = deadline
         self.step = step
         self.host: int | None = None
         self.again = False
+        self.killer_off: bool | None = None
 
     def join(self) -> list[Change]:
         """The changes by which all its watches join it."""
         return [(watch, "_round", self) for watch in self.watches]
 
-    def members(self) -> list[Watch]:
+    def members(self) -> list[Signalled]:
         """Those that have not left."""
         return [watch for watch in self.watches if watch._round is self]
 
@@ -56,8 +66,10 @@ class Round:
             gap = GAPS[min(self.step, len(GAPS) - 1)]
             self.step += 1
         gap = max(gap, 4 * cost)
-        # Past its deadline is only one that could not be read: again and again, until it can.
-        return now + gap if now >= self.deadline else min(now + gap, self.deadline)
+        if now < self.deadline:
+            return min(now + gap, self.deadline)
+        # Past its deadline is only one that could not be read, or whose tasks sleep: again and again, till it is over.
+        return now + max(gap, min((now - self.deadline) // 16, _LONGEST_GAP))
 
 
 class Agenda:

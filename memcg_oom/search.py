@@ -113,7 +113,7 @@ class Search:
         place = self.tree._place
         if self._hierarchy.is_root(place.directory_id):
             # It takes no registration that would ever be signalled; on v1 it counts its own kills.
-            now = (self._hierarchy.look([place])[0],) if self._hierarchy.version == 1 else ()
+            now = self._hierarchy.look([place])[0][:1] if self._hierarchy.version == 1 else ()
             if now and now[0] < 0:
                 raise OSError(-now[0], os.strerror(-now[0]), place.path)
             with self._hierarchy.directory(place) as fd:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# PAGE_COUNTER_MAX in bytes, or what rounding leaves of it, is how v1 writes "no limit"; no real limit comes near it.
+UNLIMITED = 2**62
+
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 

@@ -13,14 +13,18 @@ What the kernel does (mm/memcontrol-v1.c), and so what the order of things must 
 
 from __future__ import annotations
 
+import os
 import time
 
 from memcg_oom.accounts import Accounts
+from memcg_oom.alarms import Alarm, Alarms
 from memcg_oom.commit import commit
-from memcg_oom.events import Oom, OomKill
+from memcg_oom.control import OOM
+from memcg_oom.events import Oom, OomKill, OomResolved
 from memcg_oom.hierarchy import GONE
-from memcg_oom.rounds import Agenda, Round
-from memcg_oom.watch import NO_FD, Watch
+from memcg_oom.loop import NO_FD
+from memcg_oom.rounds import GAPS, Agenda, Round
+from memcg_oom.watch import Watch
 from memcg_oom.watches import CROWD, Watches
 
 TYPE_CHECKING = False
@@ -57,13 +61,14 @@ class V1Watches(Watches):
     def __init__(self, *, linger: int, **shared: Any) -> None:
         super().__init__(**shared)
         self._accounts = Accounts(self._ledger, self.trees)
+        self.alarms = Alarms()
         self._linger = linger
         self._agenda = Agenda()
 
     @property
     def next_due(self) -> int:
         """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
-        return self._agenda.next_due()
+        return min((due for due in (self._agenda.next_due(), self.alarms.next_due()) if due), default=0)
 
     def watch(
         self,
@@ -89,12 +94,14 @@ class V1Watches(Watches):
             told: adds what else is to be told, before anything of theirs, and returns further changes.
         """
         watches = [
-            Watch(monitor, one.place, self.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0], also)
+            Watch(
+                monitor, one.place, self._loop.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0], also
+            )
             for one in found
         ]
         try:
             signalled = [watch for watch in watches if not watch.polled]
-            self.add_to_loop([watch._key for watch in signalled])
+            self._loop.add([watch._key for watch in signalled])
             time_ns = time.time_ns()
             events: list[Event] = []
             changes = told(watches, time_ns, events)
@@ -123,9 +130,32 @@ class V1Watches(Watches):
             raise
         return watches
 
+    def set_alarm(self, alarm: Alarm, registrations: Registrations) -> None:
+        """Watches for what an alarm is registered for; its descriptor belongs to it from here on."""
+        try:
+            self._loop.add([alarm._key])
+            self.alarms.by_key[alarm._key] = alarm
+            commit([(alarm, "closed", False), *registrations.hand_over()])
+        except BaseException:
+            if alarm.closed:
+                self.alarms.forget(alarm)
+            raise
+
     def descriptors(self) -> list[int]:
         """Those that are the watches' own."""
-        return [watch._eventfd for watch in self.by_key.values() if not (watch.closed or watch.polled)]
+        watches = [watch._eventfd for watch in self.by_key.values() if not (watch.closed or watch.polled)]
+        return watches + [alarm._eventfd for alarm in self.alarms.by_key.values() if not alarm.closed]
+
+    def clear(self) -> None:
+        """Forgets all watches, which are closed."""
+        super().clear()
+        self.alarms.by_key.clear()
+
+    def forget_alarm(self, alarm: Alarm) -> None:
+        """Ends an alarm, if it has not ended."""
+        if alarm._key in self.alarms.by_key:
+            self._loop.leave(alarm._eventfd)
+            self.alarms.forget(alarm)
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
@@ -134,8 +164,8 @@ class V1Watches(Watches):
             if watch.polled:
                 self.polled.pop(key, None)
             else:
-                self._unregister(fd)
-                unread = self._unread
+                self._loop.unregister(fd)
+                unread = self._loop.unread
                 unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
             del self.by_key[key]
         if watch._tree is None:
@@ -154,9 +184,11 @@ class V1Watches(Watches):
         """
         changes = [consumed]
         events: list[Event] = []
-        live, gone = [], []
+        live: list[Watch] = []
+        gone: list[Watch | Alarm] = []
+        alarmed: list[Alarm] = []
         for key, count in signals:
-            watch = self.by_key.get(key)
+            watch: Watch | Alarm | None = self.by_key.get(key) or self.alarms.by_key.get(key)
             if watch is None or watch.closed:
                 continue
             held = watch._held + count
@@ -164,13 +196,20 @@ class V1Watches(Watches):
             if watch.removed:
                 # Of all signals since the cgroup was gone one is the removal's and the rest are OOMs.
                 late = max(0, held - 1) - max(0, watch._held - 1)
-                if late:
+                if not late:
+                    continue
+                if isinstance(watch, Alarm):
+                    events.append(watch._event(late, time.time_ns()))
+                else:
                     changes.append((watch, "ooms", watch.ooms + late))
                     events.append(Oom(time_ns=time.time_ns(), cgroup=watch.cgroup, watch=watch, count=late, late=True))
             elif watch._gone:
                 gone.append(watch)
+            elif isinstance(watch, Alarm):
+                alarmed.append(watch)
             else:
                 live.append(watch)
+        changes += self.alarms.signalled(alarmed, now)
         if gone:
             self._rest(gone, self._linger, changes)
         if live:
@@ -188,29 +227,59 @@ class V1Watches(Watches):
             drained: whether all that were ready were read. If not, one of those that are left may hold what decides
                 about a removal, which waits then.
         """
+        self._look_at_alarms(now)
         postponed = []
         while (round_ := self._agenda.first(now)) is not None:
             members = round_.members()
             if members and members[0]._gone:
                 if members[0].removed:
                     for watch in members:
-                        self.let_go(watch)
-                        self.forget(watch)
+                        if isinstance(watch, Alarm):
+                            self.forget_alarm(watch)
+                        else:
+                            self.let_go(watch)
+                            self.forget(watch)
                 elif drained:
                     self._remove(members)
                 else:
                     postponed.append(round_)
             elif members:
-                self._look(round_, members)
+                self._look(round_, [watch for watch in members if isinstance(watch, Watch)])
             self._agenda.drop_first()
         for round_ in postponed:
             self._agenda.add(now, round_)
+
+    def _look_at_alarms(self, now: int) -> None:
+        """Looks at whoever is due and tells what is new of them."""
+        for alarms in self.alarms.due(now):
+            assert self.hierarchy is not None  # there are watches, so it was opened
+            found = self.hierarchy.look([alarm._place for alarm in alarms], alarms[0]._control)
+            self.hierarchy.follow([alarm._place for alarm, (value, _) in zip(alarms, found, strict=True) if value >= 0])
+            after, time_ns = time.monotonic_ns(), time.time_ns()
+            changes: list[Change] = []
+            events: list[Event] = []
+            gone: list[Watch | Alarm] = []
+            unread: list[Alarm] = []
+            for alarm, (value, _) in zip(alarms, found, strict=True):
+                if value >= 0:
+                    changes += alarm._judge(value, after >= alarm._deadline, time_ns, events)
+                elif -value in GONE:
+                    gone.append(alarm)
+                else:
+                    unread.append(alarm)
+                    changes += self._complaints.unreadable(-value, events)
+            changes += self._went(gone, time_ns, events)
+            commit(changes + self._outbox.put(events))
+            self.alarms.looked_at(alarms)
+            self.alarms.postpone(unread, after + GAPS[-1])
 
     def _look(self, round_: Round, watches: list[Watch]) -> None:
         """Looks at everybody of a round and tells what is new."""
         before = time.monotonic_ns()
         settled = before >= round_.deadline
-        if settled or len(watches) < CROWD or self._host_killed(round_):
+        if round_.killer_off is None and len(watches) >= CROWD:
+            round_.killer_off = self._is_killer_off(watches[0])
+        if settled or len(watches) < CROWD or round_.killer_off or self._host_killed(round_):
             unsettled, complete = self._read(watches, settled)
         else:
             unsettled, complete = True, self._tell_ooms([watch for watch in watches if watch._held])
@@ -259,7 +328,7 @@ class V1Watches(Watches):
         """Takes note of kills of which nobody wants to be told."""
         assert self.hierarchy is not None
         entry = self._accounts.entry()
-        for watch, kills in zip(watches, self.hierarchy.look([watch._place for watch in watches]), strict=True):
+        for watch, (kills, _) in zip(watches, self.hierarchy.look([watch._place for watch in watches]), strict=True):
             if kills >= 0:
                 entry.add(watch, kills)
         entry.commit([])
@@ -271,8 +340,8 @@ class V1Watches(Watches):
         self._follow(
             [
                 watch
-                for watch, kills in zip(watches, counters, strict=True)
-                if kills > watch._seen or (kills >= 0 and watch._held)
+                for watch, (kills, under_oom) in zip(watches, counters, strict=True)
+                if kills > watch._seen or (kills >= 0 and (watch._held or bool(watch._stuck) > under_oom))
             ]
         )
         time_ns = time.time_ns()
@@ -282,16 +351,22 @@ class V1Watches(Watches):
         gone = []
         unsettled = False
         complete = True
-        for watch, kills in zip(watches, counters, strict=True):
+        for watch, (kills, under_oom) in zip(watches, counters, strict=True):
             if kills >= 0:
                 if watch._held:
                     changes += self._ooms(watch, watch._held, time_ns, events)
                 if kills > watch._seen:
                     changes += self._kills(watch, kills, time_ns, events, entry)
-                if settled:
-                    changes += [(watch, "_round", None), (watch, "_unresolved", 0)]
-                else:
+                stuck = watch._stuck
+                if stuck and not under_oom:
+                    changes += self._resolved(watch, time_ns, events)
+                elif under_oom and not stuck and watch._round is not None and self._is_killer_off(watch):
+                    stuck = watch._round.deadline - self._settle  # when its signal was read
+                    changes.append((watch, "_stuck", stuck))
+                if not settled or (stuck and under_oom):
                     unsettled = True
+                else:
+                    changes += [(watch, "_round", None), (watch, "_unresolved", 0)]
             elif -kills in GONE:
                 # One that has an eventfd is signalled for its removal; if it was just swept, that has yet to come.
                 if watch.polled or watch._round is not None:
@@ -304,15 +379,44 @@ class V1Watches(Watches):
         entry.commit(changes + self._outbox.put(events))
         return unsettled, complete
 
-    def _went(self, watches: list[Watch], time_ns: int, events: list[Event]) -> list[Change]:
+    def _is_killer_off(self, watch: Watch) -> bool:
+        """Whether a cgroup that is under OOM waits for somebody to help: the killer is off where the limit was hit.
+
+        That is here or above; the file says under_oom in all that are below. Where the killer is on it says so as well,
+        for the moment until it kills (mem_cgroup_oom()).
+        """
+        assert self.hierarchy is not None
+        path = watch.cgroup
+        while True:
+            try:
+                with open(os.path.join(path, OOM.file), "rb") as file:
+                    lines = file.read().split(b"\n")
+            except OSError:  # going, or moved: the next look finds it where it is
+                return False
+            if b"oom_kill_disable 1" in lines and b"under_oom 1" in lines:
+                return True
+            if path == self.hierarchy.mount.point:
+                return False
+            path = os.path.dirname(path)
+
+    def _went(self, watches: Sequence[Watch | Alarm], time_ns: int, events: list[Event]) -> list[Change]:
         """What a look did not find any more: the last signals are awaited, where there are any."""
         changes: list[Change] = [(watch, "_gone", True) for watch in watches]
-        if signalled := [watch for watch in watches if not watch.polled]:
-            self._rest(signalled, self._linger, changes)
-        if polled := [watch for watch in watches if watch.polled]:
+        polled: list[Watch] = []
+        signalled: list[Watch | Alarm] = []
+        for watch in watches:
+            if isinstance(watch, Watch) and watch.polled:
+                polled.append(watch)
+            else:
+                signalled.append(watch)
+        if polled:
             for watch in polled:
+                if watch._stuck:
+                    changes += self._resolved(watch, time_ns, events)
                 changes += self._removed(watch, 0, time_ns, events)
             self._rest(polled, LATE, changes)
+        if signalled:
+            self._rest(signalled, self._linger, changes)
         return changes
 
     def _follow(self, watches: list[Watch]) -> None:
@@ -326,21 +430,29 @@ class V1Watches(Watches):
         }
         self.hierarchy.follow(list(places))
 
-    def _remove(self, watches: list[Watch]) -> None:
-        """Nothing more came of these: what was held is their OOMs and the removal's own signal."""
+    def _remove(self, watches: Sequence[Watch | Alarm]) -> None:
+        """Nothing more came of these: what was held is what they are watched for, and the removal's own signal."""
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
         for watch in watches:
-            unresolved = watch._unresolved
-            if watch._held > 1:
-                changes += self._ooms(watch, watch._held - 1, time_ns, events)
-                unresolved += watch._held - 1
+            unresolved = 0
+            if isinstance(watch, Alarm):
+                if watch._held > 1:
+                    events.append(watch._event(watch._held - 1, time_ns))
+                    changes.append((watch, "_held", 1))
+            else:
+                unresolved = watch._unresolved
+                if watch._held > 1:
+                    changes += self._ooms(watch, watch._held - 1, time_ns, events)
+                    unresolved += watch._held - 1
+                if watch._stuck:
+                    changes += self._resolved(watch, time_ns, events)
             changes += self._removed(watch, unresolved, time_ns, events)
         self._rest(watches, LATE, changes)
         commit(changes + self._outbox.put(events))
 
-    def _rest(self, watches: list[Watch], period: int, changes: list[Change]) -> None:
+    def _rest(self, watches: Sequence[Watch | Alarm], period: int, changes: list[Change]) -> None:
         """Puts watches down for the end of a period that starts now, with nothing to be done before."""
         deadline = time.monotonic_ns() + period
         round_ = Round(watches, deadline, None)
@@ -355,6 +467,12 @@ class V1Watches(Watches):
             (watch, "_unresolved", watch._unresolved + count),
             (watch, "_held", watch._held - count),
         ]
+
+    @staticmethod
+    def _resolved(watch: Watch, time_ns: int, events: list[Event]) -> list[Change]:
+        after = (time.monotonic_ns() - watch._stuck) / 1e9
+        events.append(OomResolved(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, after=after))
+        return [(watch, "_stuck", 0)]
 
     @staticmethod
     def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:

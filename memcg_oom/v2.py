@@ -21,10 +21,11 @@ from memcg_oom.balance import Entry, missing, nearest, suspects
 from memcg_oom.commit import commit
 from memcg_oom.events import MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
 from memcg_oom.hierarchy import GONE, OFF
+from memcg_oom.loop import NO_FD
 from memcg_oom.nodes import REMOVED, SWITCHED_OFF, Node
 from memcg_oom.registration import Registrations
 from memcg_oom.rounds import GAPS
-from memcg_oom.watch import NO_FD, Watch
+from memcg_oom.watch import Watch
 from memcg_oom.watches import CROWD, Watches
 
 TYPE_CHECKING = False
@@ -109,7 +110,7 @@ class V2Watches(Watches):
             self._secure(found, registrations)
             for one, node in zip(found, nodes, strict=True):
                 low = one.descriptor if one.descriptor >= 0 else NO_FD
-                watches.append(Watch(monitor, node.place, self.key(low), 0, also))
+                watches.append(Watch(monitor, node.place, self._loop.key(low), 0, also))
             time_ns = time.time_ns()
             events: list[Event] = []
             changes = told(watches, time_ns, events)

@@ -1,6 +1,8 @@
-"""What Monitor.watch() returns, and what a tree consists of."""
+"""What Monitor.watch() returns, and what a tree consists of; and what all watches are."""
 
 from __future__ import annotations
+
+from memcg_oom.loop import NO_FD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,18 +12,50 @@ if TYPE_CHECKING:
     from memcg_oom.rounds import Round
     from memcg_oom.tree import TreeWatch
 
-# The low half of a key that has no descriptor.
-NO_FD = 0xFFFFFFFF
+
+class AnyWatch:
+    """The base of all watches.
+
+    Attributes:
+        removed: whether the cgroup is gone and Removed was made.
+        closed: whether the watch, or its monitor, was closed.
+
+    Synchronization: close() may be called from any thread; the attributes may be read from any.
+    """
+
+    __slots__ = ("removed", "closed", "_monitor", "_place")
+
+    def __init__(self, monitor: Monitor, place: Place) -> None:
+        self.removed = False
+        self.closed = True  # until it is committed
+        self._monitor = monitor
+        self._place = place
+
+    @property
+    def cgroup(self) -> str:
+        """The absolute path; after a rename the new one, as of the last event."""
+        return self._place.path
+
+    def close(self) -> None:
+        """Ends the watch: its registration and descriptor go, and nothing of it is handed out any more.
+
+        Closing it again, or after its monitor was closed, does nothing.
+        """
+        self._monitor._unwatch(self)
+
+    @property
+    def _state(self) -> str:
+        """For repr()."""
+        return "removed" if self.removed else "closed" if self.closed else "open"
 
 
-class Watch:
+class Watch(AnyWatch):
     """One watched cgroup; made by Monitor.watch(), Monitor.watch_many() and Monitor.watch_tree().
 
     Attributes:
         ooms: OOM notifications of the kernel since the watch began: the sum of Oom.count.
         kills: OOM kills in this cgroup since the watch began: the sum of OomKill.count.
-        removed: whether the cgroup is gone and Removed was made.
-        closed: whether the watch, or its monitor, was closed.
+        removed, closed: as of any watch.
 
     The totals move when an event is made, which is before the event is handed out.
 
@@ -31,10 +65,6 @@ class Watch:
     __slots__ = (
         "ooms",
         "kills",
-        "removed",
-        "closed",
-        "_monitor",
-        "_place",
         "_key",
         "_tree",
         "_seen",
@@ -43,18 +73,16 @@ class Watch:
         "_unresolved",
         "_gone",
         "_round",
+        "_stuck",
         "_also",
     )
 
     def __init__(
         self, monitor: Monitor, place: Place, key: int, seen: int, also: frozenset[type[Event]] = frozenset()
     ) -> None:
+        super().__init__(monitor, place)
         self.ooms = 0
         self.kills = 0
-        self.removed = False
-        self.closed = True  # until it is committed
-        self._monitor = monitor
-        self._place = place
         self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
         self._also = also  # what is told beside the usual
         self._tree: TreeWatch | None = None  # that it is a member of, from when it is committed until it is let go of
@@ -64,11 +92,9 @@ class Watch:
         self._unresolved = 0  # OOMs of the present settle that no kill has answered
         self._gone = False  # a look found the cgroup removed; Removed follows when its signals are in
         self._round: Round | None = None
-
-    @property
-    def cgroup(self) -> str:
-        """The absolute path; after a rename the new one, as of the last event."""
-        return self._place.path
+        self._stuck = (
+            0  # since when its tasks sleep for want of memory, in nanoseconds of CLOCK_MONOTONIC; 0: they do not
+        )
 
     @property
     def polled(self) -> bool:
@@ -79,13 +105,5 @@ class Watch:
     def _eventfd(self) -> int:
         return self._key & NO_FD
 
-    def close(self) -> None:
-        """Ends the watch: its registration and descriptor go, and nothing of it is handed out any more.
-
-        Closing it again, or after its monitor was closed, does nothing.
-        """
-        self._monitor._unwatch(self)
-
     def __repr__(self) -> str:
-        state = "removed" if self.removed else "closed" if self.closed else "open"
-        return f"<Watch {self.cgroup!r} {state} ooms={self.ooms} kills={self.kills}>"
+        return f"<Watch {self.cgroup!r} {self._state} ooms={self.ooms} kills={self.kills}>"

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from memcg_oom import Created, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
+from memcg_oom import AnyWatch, Created, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed
 from memcg_oom.mounts import memory_mount
 from tests.support import PATIENCE, Reader, make, start_python
 
@@ -204,7 +204,7 @@ class Books:
         return self.kills.total() + self.unattributed
 
 
-def one(watch: Watch) -> int:
+def one(watch: AnyWatch) -> int:
     return watch._place.directory_id
 
 

@@ -28,6 +28,7 @@
     } while (0)
 
 #define MANY 8
+#define OOM {.file = "memory.oom_control", .key = "oom_kill"}
 
 static int open_descriptors(void)
 {
@@ -71,7 +72,7 @@ static struct memcg_registrations *registrations(size_t count)
     struct memcg_registrations *made = malloc(sizeof(*made) + count * sizeof(made->rows[0]));
 
     MUST(made != NULL);
-    *made = (struct memcg_registrations){.mount_fd = -1, .inotify_fd = -1, .highest_fd = INT_MAX};
+    *made = (struct memcg_registrations){.mount_fd = -1, .inotify_fd = -1, .highest_fd = INT_MAX, .control = (struct memcg_control)OOM};
     return made;
 }
 
@@ -105,7 +106,8 @@ static void many(const char *cgroup, uint64_t device)
     char paths[MANY * 512];
     uint64_t keys[MANY + 2], ids[MANY], count = 3;
     int64_t kills[MANY];
-    uint8_t moved[MANY];
+    uint8_t moved[MANY], under_oom[MANY];
+    const struct memcg_control oom = OOM;
     int before = open_descriptors(), epoll_fd, timer_fd, mount_fd, fd;
     struct timespec now;
 
@@ -123,7 +125,7 @@ static void many(const char *cgroup, uint64_t device)
     for (uint64_t i = 0; i < MANY; i++) {
         keys[i] = (i + 1) << 32 | (uint64_t)all[i].eventfd;
         ids[i] = all[i].control_id;
-        MUST(all[i].kills_before >= 0 && all[i].kills_after >= all[i].kills_before);
+        MUST(all[i].before >= 0 && all[i].after >= all[i].before);
     }
     keys[MANY] = (uint64_t)timer_fd;
     keys[MANY + 1] = 0xfffffff; /* no such descriptor: all or nothing */
@@ -141,13 +143,13 @@ static void many(const char *cgroup, uint64_t device)
     MUST(memcg_timer_arm(timer_fd, INT64_MAX) == 0 && memcg_timer_arm(timer_fd, 0) == 0);
     MUST(memcg_timer_arm(epoll_fd, 1) == -EINVAL && memcg_wait(timer_fd, 0, batch) == -EINVAL);
 
-    memcg_look_many(-1, device, ids, paths, MANY, kills);
+    memcg_look_many(&oom, -1, device, ids, paths, MANY, kills, under_oom);
     for (int i = 0; i < MANY; i++)
-        MUST(kills[i] == all[i].kills_after);
+        MUST(kills[i] == all[i].after);
     ids[0]++;
-    memcg_look_many(-1, device, ids, paths, 1, kills);
+    memcg_look_many(&oom, -1, device, ids, paths, 1, kills, under_oom);
     MUST(kills[0] == -ESTALE);
-    memcg_look_many(-1, device, ids, "/no/such", 1, kills);
+    memcg_look_many(&oom, -1, device, ids, "/no/such", 1, kills, under_oom);
     MUST(kills[0] == -ENOENT);
 
     mount_fd = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -155,9 +157,9 @@ static void many(const char *cgroup, uint64_t device)
     if (fd >= 0) { /* kernfs, and the privilege */
         close(fd);
         ids[0] = all[0].control_id;
-        memcg_look_many(mount_fd, device, ids, NULL, MANY, kills);
+        memcg_look_many(&oom, mount_fd, device, ids, NULL, MANY, kills, under_oom);
         for (int i = 0; i < MANY; i++)
-            MUST(kills[i] == all[i].kills_after);
+            MUST(kills[i] == all[i].after);
     }
     MUST(memcg_open_by_id(mount_fd, UINT64_MAX) < 0 && memcg_open_by_id(-1, 1) < 0);
 
@@ -217,7 +219,7 @@ static void chosen(const char *cgroup, uint64_t device, uint64_t directory_id)
     made->highest_fd--;
     memcg_register_many(device, NULL, paths, 1, made);
     MUST(made->count == 1 && all[0].eventfd == -EMFILE && all[0].step == MEMCG_STEP_EVENTFD);
-    MUST(all[0].directory_id == directory_id && all[0].control_id != 0 && all[0].kills_after == all[0].kills_before);
+    MUST(all[0].directory_id == directory_id && all[0].control_id != 0 && all[0].after == all[0].before);
     memcg_unregister_many(made);
     made->highest_fd = INT_MAX;
 
@@ -401,6 +403,7 @@ static void parsing(const char *cgroup)
         int64_t kills;
     } cases[] = {
         {"oom_kill_disable 0\nunder_oom 0\noom_kill 7\n", 7},
+        {"oom_kill_disable 1\nunder_oom 1\noom_kill 7\n", 7},
         {"oom_kill 12", 12},
         {"", -ENODATA},
         {"oom_kill_disable 5\n", -ENODATA},
@@ -411,7 +414,9 @@ static void parsing(const char *cgroup)
         {"oom_kill 1x\n", -EBADMSG},
         {"\n\n\noom_kill 3\n", 3},
     };
+    const struct memcg_control oom = OOM, unread = {.unread = 1};
     char path[PATH_MAX];
+    uint8_t under_oom;
     int fd;
 
     snprintf(path, sizeof(path), "%s/parsing", cgroup);
@@ -421,11 +426,14 @@ static void parsing(const char *cgroup)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         MUST(ftruncate(fd, 0) == 0);
         MUST(pwrite(fd, cases[i].text, strlen(cases[i].text), 0) == (ssize_t)strlen(cases[i].text));
-        MUST(memcg_read_kills(fd) == cases[i].kills);
+        MUST(memcg_read_value(&oom, fd, &under_oom) == cases[i].kills);
+        MUST(under_oom == (strstr(cases[i].text, "under_oom 1") != NULL));
     }
     close(fd);
     unlink(path);
-    MUST(memcg_read_kills(-1) == -EBADF);
+    MUST(memcg_read_value(&oom, -1, &under_oom) == -EBADF);
+    MUST(memcg_read_value(&unread, -1, &under_oom) == 0);
+    MUST(memcg_parse_counter("4096\n", "") == 4096 && memcg_parse_counter("", "") == -EBADMSG);
 }
 
 static struct memcg_attachments *attachments(int inotify_fd)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import memcg_oom
-from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
+from memcg_oom import AnyWatch, CgroupEvent, Event, Monitor, Oom, OomKill, Removed
 
 PATIENCE = 60.0  # seconds that something which must come may take; no test is decided by them
 QUIET = 1.0  # seconds of silence after which nothing more is expected: twice the default settle
@@ -107,6 +107,42 @@ def start_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1, a
     return os.posix_spawn(hog, arguments, os.environ)
 
 
+class Dial:
+    """A process in a cgroup whose memory is set to a size."""
+
+    def __init__(self, hog: str, cgroup: Path) -> None:
+        self.process = subprocess.Popen(
+            [hog, os.fspath(cgroup), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.set(4096)
+
+    def begin(self, size: int) -> None:
+        """Has it set, without waiting for that."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{size}\n")
+
+    def set(self, size: int) -> None:
+        """Has it set; it must not be killed meanwhile."""
+        self.begin(size)
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits until it is as large as it was told last."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline(), f"the process ended with {self.process.wait()}"
+
+    def close(self) -> None:
+        """Ends it, in whatever state."""
+        with self.process:
+            self.process.kill()
+
+    def __enter__(self) -> Dial:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def run_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1) -> None:
     """Runs one until it was killed and reaps it."""
     pid = start_hog(hog, cgroup, size, processes)
@@ -141,13 +177,13 @@ def eventually(condition: Callable[[], object], timeout: float = PATIENCE) -> No
 class Independent:
     """The test's own registration with the kernel: what the package says is held against its count."""
 
-    def __init__(self, cgroup: Path) -> None:
+    def __init__(self, cgroup: Path, file: str = "memory.oom_control", argument: str = "") -> None:
         self.count = 0
         self.ooms = 0  # for a test to note what was counted before the removal
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        control_fd = os.open(cgroup / "memory.oom_control", os.O_RDONLY)
+        control_fd = os.open(cgroup / file, os.O_RDONLY)
         try:
-            put(cgroup / "cgroup.event_control", f"{self.fd} {control_fd}")
+            put(cgroup / "cgroup.event_control", f"{self.fd} {control_fd} {argument}".rstrip())
         finally:
             os.close(control_fd)
 
@@ -169,13 +205,13 @@ class Ledger:
     """What was told about each watch."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        self.ooms: Counter[Watch] = Counter()
-        self.kills: Counter[Watch] = Counter()
-        self.unresolved: Counter[Watch] = Counter()
-        self.removals: Counter[Watch] = Counter()
-        self.late: Counter[Watch] = Counter()
+        self.ooms: Counter[AnyWatch] = Counter()
+        self.kills: Counter[AnyWatch] = Counter()
+        self.unresolved: Counter[AnyWatch] = Counter()
+        self.removals: Counter[AnyWatch] = Counter()
+        self.late: Counter[AnyWatch] = Counter()
         self.after_removal: list[Event] = []
-        self.by_watch: defaultdict[Watch, list[CgroupEvent]] = defaultdict(list)
+        self.by_watch: defaultdict[AnyWatch, list[CgroupEvent]] = defaultdict(list)
         self.other: list[Event] = []
         self.add(events)
 

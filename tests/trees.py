@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from memcg_oom import Created, Event, Monitor, Removed, TreeWatch, Watch
+from memcg_oom import AnyWatch, Created, Event, Monitor, Removed, TreeWatch, Watch
 from tests.support import Ledger, make, remove, run_hog, take_until
 
 CATCH_UP = 5.0  # seconds that a tree may take to find what there is; no test is decided by them
@@ -57,7 +57,7 @@ def take_until_let_go(monitor: Monitor, tree: TreeWatch, left: list[Path], ledge
     assert sorted(watch.cgroup for watch in tree._members.values()) == wanted
 
 
-def kinds(ledger: Ledger, watch: Watch) -> list[type[Event]]:
+def kinds(ledger: Ledger, watch: AnyWatch) -> list[type[Event]]:
     return [type(event) for event in ledger.by_watch[watch]]
 
 

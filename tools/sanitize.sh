@@ -9,7 +9,7 @@ trap 'rm -rf "$work"; [ -z "$real" ] || rmdir "$real"' EXIT
 command -v valgrind >/dev/null || { echo "missing: apt-get install valgrind" >&2; exit 1; }
 
 flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
-core="csrc/event_control.c csrc/wait_loop.c csrc/control_file.c csrc/discovery.c csrc/memory_events.c tests/driver.c"
+core="csrc/event_control.c csrc/wait_loop.c csrc/control_file.c csrc/discovery.c csrc/memory_events.c csrc/triggers.c tests/driver.c"
 
 mkdir "$work/plain"
 printf 'oom_kill_disable 0\nunder_oom 0\noom_kill 7\n' >"$work/plain/memory.oom_control"

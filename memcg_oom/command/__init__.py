@@ -10,10 +10,12 @@ import signal
 import sys
 
 from memcg_oom._version import __version__
+from memcg_oom.alarms import LEVELS, MODES, check_threshold, pressure_control
 from memcg_oom.command.errors import UNAVAILABLE, Unavailable, words
 from memcg_oom.command.text import EVENTS
 from memcg_oom.errors import MemcgError
 from memcg_oom.sizes import parse_size
+from memcg_oom.stalls import check_trigger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             del options.command[0]
         if not options.command:
             parser.error("run: a command is missing")
+    if options.subcommand == "watch" and not options.cgroup and (options.usage or options.pressure or options.stall):
+        parser.error(
+            "watch: --usage, --pressure and --stall want cgroups to be named; the whole host has stalls, by the name "
+            "of /proc/pressure/memory"
+        )
     signal.signal(signal.SIGTERM, _end)
     try:
         return _subcommand(options)
@@ -64,11 +71,12 @@ def _complain(error: Exception) -> None:
 def _subcommand(options: argparse.Namespace) -> int:
     # Each is imported when it is asked for: a watcher on a crowded host need not hold what it does not use.
     if options.subcommand == "watch":
-        from memcg_oom.command.watch import Filter, watch
+        from memcg_oom.command.watch import Alarms, Filter, watch
 
         return watch(
             options.cgroup,
             Filter(options.only, options.events),
+            Alarms(options.usage, options.pressure, options.stall),
             tree=options.tree,
             as_json=options.json,
             count=options.count,
@@ -108,6 +116,31 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--only", type=_pattern, metavar="REGEX", help="only cgroups in whose path this is found")
     watch.add_argument(
         "--events", type=_kinds, metavar="NAMES", help=f"only these, separated by commas: {', '.join(EVENTS)}"
+    )
+    watch.add_argument(
+        "--usage",
+        action="append",
+        default=[],
+        type=_threshold,
+        metavar="SIZE",
+        help="also when the usage of a cgroup named crosses SIZE (100M), or a share of its limit (90%%); v1",
+    )
+    watch.add_argument(
+        "--pressure",
+        action="append",
+        default=[],
+        type=_pressure,
+        metavar="LEVEL[,MODE]",
+        help=f"also memory pressure in a cgroup named: {', '.join(LEVELS)}, with one of {', '.join(MODES)}; v1",
+    )
+    watch.add_argument(
+        "--stall",
+        action="append",
+        default=[],
+        type=_stall,
+        metavar="KIND:STALL/WINDOW",
+        help="also when some or all (full) tasks of a cgroup named waited for memory for STALL seconds within WINDOW, "
+        "such as some:0.2/2; v2, and /proc/pressure/memory as a name for the whole host",
     )
     watch.add_argument("--json", action="store_true", help="one JSON object a line (docs/events.schema.json)")
     watch.add_argument("--count", type=_count, metavar="N", help="end after N events")
@@ -149,6 +182,36 @@ def _kinds(text: str) -> frozenset[str]:
     if not kinds.issubset(EVENTS):
         raise argparse.ArgumentTypeError(f"names of events ({', '.join(EVENTS)}) with commas between, not {text!r}")
     return kinds
+
+
+def _threshold(text: str) -> str:
+    try:
+        check_threshold(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _pressure(text: str) -> tuple[str, str]:
+    level, _, mode = text.partition(",")
+    try:
+        pressure_control(level, mode or MODES[0])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return level, mode or MODES[0]
+
+
+def _stall(text: str) -> tuple[str, float, float]:
+    kind, _, times = text.partition(":")
+    try:
+        stall, window = map(float, times.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"KIND:STALL/WINDOW, such as some:0.2/2, not {text!r}") from None
+    try:
+        check_trigger(kind, stall, window)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return kind, stall, window
 
 
 def _count(text: str) -> int:

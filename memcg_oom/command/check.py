@@ -12,6 +12,7 @@ from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.mounts import Mount, cgroup_mounts, memory_mount
 from memcg_oom.search import HEADROOM
 from memcg_oom.sources import Inotify, open_source
+from memcg_oom.stalls import HOST, is_privileged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _findings() -> Iterator[Finding]:
     yield _swap(mount)
     yield _panic()
     yield _kernel_log()
+    yield _stalls()
 
 
 def _hierarchies(mount: Mount | None) -> Iterator[Finding]:
@@ -239,6 +241,17 @@ def _kernel_log() -> Finding:
             "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0",
         )
     return Finding("kernel log", "/dev/kmsg is readable")
+
+
+def _stalls() -> Finding:
+    """Whether there are any to be told of; who does not ask for them loses nothing."""
+    try:
+        os.close(os.open(HOST, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return Finding("stalls", f"{HOST}: {error.strerror}")
+    if is_privileged():
+        return Finding("stalls", "told of by pressure stall information")
+    return Finding("stalls", "told of by pressure stall information; without CAP_SYS_RESOURCE in windows of 2 to 10 s")
 
 
 def _source(mount: Mount) -> Finding:

@@ -27,7 +27,7 @@ def listen(control_file: str, argument: str) -> int:
                 signals.wait(eventfd)
                 # Read first, then look: if the cgroup is alive afterwards, all that was read are crossings.
                 count = eventfd.read() or 0
-                gone = -hierarchy.look([place])[0] in GONE
+                gone = -hierarchy.look([place])[0][0] in GONE
                 if gone:
                     while eventfd.wait(LINGER):
                         count += eventfd.read() or 0

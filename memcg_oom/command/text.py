@@ -7,7 +7,21 @@ import os
 import sys
 import time
 
-from memcg_oom.events import CgroupEvent, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Removed, Unattributed
+from memcg_oom.events import (
+    CgroupEvent,
+    Degraded,
+    MemoryHigh,
+    MemoryMax,
+    Oom,
+    OomKill,
+    OomResolved,
+    Pressure,
+    Removed,
+    Stall,
+    Unattributed,
+    UsageCrossed,
+)
+from memcg_oom.sizes import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,13 +34,17 @@ EVENTS = {
     "created": "2",
     "oom": "33",
     "oom_kill": "1;31",
+    "oom_resolved": "32",
     "memory_max": "2",
     "memory_high": "2",
+    "usage_crossed": "36",
+    "pressure": "36",
+    "stall": "36",
     "removed": "2",
     "unattributed": "1;31",
     "degraded": "35",
 }
-_COUNTED = (Oom, OomKill, MemoryMax, MemoryHigh, Unattributed)
+_COUNTED = (Oom, OomKill, MemoryMax, MemoryHigh, UsageCrossed, Pressure, Stall, Unattributed)
 
 
 def kind(event: Event) -> str:
@@ -55,21 +73,36 @@ def line(event: Event) -> str:
     seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{nanoseconds // 1_000_000:03d}"
     count = str(event.count) if isinstance(event, _COUNTED) else ""
-    columns = f"{moment}  {kind(event):<12}  {count:>5}  "
+    columns = f"{moment}  {kind(event):<13} {count:>5}  "
     if isinstance(event, Unattributed):
         ooms = f", and {event.ooms} OOMs" if event.ooms else ""
         return f"{columns}OOM kills{ooms} in cgroups that came and went unseen, or together"
     if isinstance(event, Degraded):
         return f"{columns}{event.what}; the cost: {event.cost}; the remedy: {event.remedy}"
     assert isinstance(event, CgroupEvent)  # the only other branch of the family
+    remark = _remark(event)
+    return f"{columns}{event.cgroup}{f'  ({remark})' if remark else ''}"
+
+
+def _remark(event: CgroupEvent) -> str:
+    """What there is to say beside the count."""
     remark = ""
-    if isinstance(event, Oom) and event.late:
-        remark = "  (told late by the kernel)"
-    if isinstance(event, OomKill) and event.group:
-        remark = "  (the whole group)"
-    if isinstance(event, Removed) and event.unresolved:
-        remark = f"  (outcome unknown of {event.unresolved} OOM{'s' if event.unresolved > 1 else ''})"
-    return f"{columns}{event.cgroup}{remark}"
+    match event:
+        case Oom(late=True):
+            remark = "told late by the kernel"
+        case OomKill(group=True):
+            remark = "the whole group"
+        case OomResolved(after=after):
+            remark = f"after {after:.3f} s"
+        case Removed(unresolved=unresolved) if unresolved:
+            remark = f"outcome unknown of {unresolved} OOM{'s' if unresolved > 1 else ''}"
+        case UsageCrossed(threshold=threshold, above=above, usage=usage):
+            remark = f"{format_size(usage)}, {'above' if above else 'below'} {format_size(threshold)}"
+        case Pressure(level=level, repeated=repeated):
+            remark = f"{level}, still" if repeated else level
+        case Stall(kind=kind):
+            remark = kind
+    return remark
 
 
 def json_time(time_ns: int) -> str:

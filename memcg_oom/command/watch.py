@@ -13,6 +13,7 @@ from memcg_oom.events import CgroupEvent, Created, Degraded, MemoryHigh, MemoryM
 from memcg_oom.monitor import Monitor
 from memcg_oom.mounts import is_below
 from memcg_oom.paths import absolute
+from memcg_oom.stalls import HOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,18 +81,57 @@ class Filter:
         return self._kinds is None or kind(event) in self._kinds
 
 
+class Alarms:
+    """What is watched for beside OOM, in each of the cgroups that are named.
+
+    Args:
+        usage: thresholds, as Monitor.watch_usage() takes them.
+        pressure: levels and modes, as Monitor.watch_pressure() does.
+        stall: kinds, stalls and windows, as Monitor.watch_stall() does.
+    """
+
+    def __init__(
+        self, usage: list[str], pressure: list[tuple[str, str]], stall: list[tuple[str, float, float]]
+    ) -> None:
+        self._usage = usage
+        self._pressure = pressure
+        self._stall = stall
+
+    def __bool__(self) -> bool:
+        return bool(self._usage or self._pressure or self._stall)
+
+    def begin(self, monitor: Monitor, cgroups: list[str]) -> None:
+        """Begins to watch for all of it; the host has nothing but stalls."""
+        for cgroup in dict.fromkeys(cgroups):
+            for threshold in self._usage if cgroup != HOST else ():
+                monitor.watch_usage(cgroup, threshold)
+            for level, mode in self._pressure if cgroup != HOST else ():
+                monitor.watch_pressure(cgroup, level, mode)
+            for stall in self._stall:
+                monitor.watch_stall(cgroup, *stall)
+
+
 def watch(
-    cgroups: list[str], wanted: Filter, *, tree: bool, as_json: bool, count: int | None, timeout: float | None
+    cgroups: list[str],
+    wanted: Filter,
+    alarms: Alarms,
+    *,
+    tree: bool,
+    as_json: bool,
+    count: int | None,
+    timeout: float | None,
 ) -> int:
     """Prints events until `count` of them are printed or `timeout` seconds are over; returns the exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     if not cgroups:
         cgroups = [required_mount().point]
+    cgroups = [absolute(cgroup) for cgroup in cgroups]
     _allow_all_fds()
     printer = Printer(as_json)
     with Signals() as signals, Monitor() as monitor:
-        followed = _begin(monitor, [absolute(cgroup) for cgroup in cgroups], tree, wanted.also)
+        followed = _begin(monitor, [cgroup for cgroup in cgroups if cgroup != HOST or not alarms], tree, wanted.also)
         watches = monitor.watches
+        alarms.begin(monitor, cgroups)
         summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
         try:
             _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")

@@ -18,12 +18,13 @@ import pytest
 import memcg_oom.discovery
 import memcg_oom.hierarchy
 import memcg_oom.host
+import memcg_oom.loop
 import memcg_oom.monitor
 import memcg_oom.mounts
 import memcg_oom.registration
 import memcg_oom.sources
+import memcg_oom.stalls
 import memcg_oom.v1
-import memcg_oom.watches
 from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
 from memcg_oom._native import lib
 from memcg_oom.v1 import V1Watches
@@ -146,18 +147,25 @@ class FakeCgroup:
         self.path = path
         self.kernel = kernel
         self.kills = kills
+        self.killer_off = self.under_oom = False
         self.gone = False
         self._eventfds: list[int] = []
+        self._alarms: list[int] = []  # eventfds for a threshold, or pressure
         path.mkdir(exist_ok=path == kernel.root)
         (path / "memory.oom_control").touch()
         (path / "cgroup.event_control").touch()
+        (path / "memory.pressure_level").touch()
         self._write_control()
+        self.use(0)
 
     def _write_control(self) -> None:
         """In place and with one write, so that the file stays the same one and is never seen half written."""
         fd = os.open(self.path / "memory.oom_control", os.O_WRONLY)
         try:
-            os.write(fd, f"oom_kill_disable 0\nunder_oom 0\noom_kill {self.kills}\n".encode())
+            os.write(
+                fd,
+                f"oom_kill_disable {self.killer_off:d}\nunder_oom {self.under_oom:d}\noom_kill {self.kills}\n".encode(),
+            )
         finally:
             os.close(fd)
 
@@ -165,12 +173,23 @@ class FakeCgroup:
         """Takes the registration that was written since the last call, if there is one; how many there are now."""
         file = self.path / "cgroup.event_control"
         if not self.gone and (line := file.read_text()):
-            eventfd, control_fd = line.split(" ")
+            eventfd, control_fd, *argument = line.split(" ")
             assert int(control_fd) >= 0
             assert os.readlink(f"/proc/self/fd/{eventfd}") == "anon_inode:[eventfd]"
-            self._eventfds.append(os.dup(int(eventfd)))
+            (self._alarms if argument else self._eventfds).append(os.dup(int(eventfd)))
             os.truncate(file, 0)
         return len(self._eventfds)
+
+    def use(self, usage: int) -> None:
+        """Has so many bytes in use."""
+        (self.path / "memory.usage_in_bytes").write_text(f"{usage}\n")
+
+    def alarm(self, count: int = 1) -> None:
+        """Signals everybody who is registered for something else than OOM."""
+        self.listen()
+        assert self._alarms, "nobody is registered"
+        for fd in self._alarms:
+            os.eventfd_write(fd, count)
 
     def oom(self, count: int = 1) -> None:
         """Signals that many OOMs to everybody who is registered."""
@@ -188,6 +207,11 @@ class FakeCgroup:
         self.kills += count
         self._write_control()
 
+    def sleep(self, under_oom: bool, *, killer_off: bool) -> None:
+        """What memory.oom_control says of tasks that ran out of memory."""
+        self.under_oom, self.killer_off = under_oom, killer_off
+        self._write_control()
+
     def rename(self, name: str) -> None:
         """Gives it another name within its parent."""
         self.listen()
@@ -202,7 +226,7 @@ class FakeCgroup:
     def removal_signal(self) -> None:
         """The one signal that the removal sends."""
         assert self.gone
-        for fd in self._eventfds:
+        for fd in self._eventfds + self._alarms:
             os.eventfd_write(fd, 1)
 
     def oom_before_removal(self, count: int) -> None:
@@ -212,8 +236,9 @@ class FakeCgroup:
             os.eventfd_write(fd, count)
 
     def close(self) -> None:
-        while self._eventfds:
-            os.close(self._eventfds.pop())
+        for fds in (self._eventfds, self._alarms):
+            while fds:
+                os.close(fds.pop())
 
 
 class _FileSystem:
@@ -261,7 +286,7 @@ class FaultyLib:
 def replace_in_lib(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
     """Replaces functions of the C core for the whole package."""
     faulty = FaultyLib(**replaced)
-    modules = ("discovery", "hierarchy", "monitor", "registration", "sources", "watches")
+    modules = ("discovery", "hierarchy", "loop", "monitor", "registration", "sources", "stalls")
     for module in (getattr(memcg_oom, name) for name in modules):
         monkeypatch.setattr(module, "lib", faulty)
 

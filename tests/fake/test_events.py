@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from memcg_oom import (
     CgroupEvent,
+    Created,
     Degraded,
     Event,
     MemoryHigh,
@@ -17,10 +19,15 @@ from memcg_oom import (
     Monitor,
     Oom,
     OomKill,
+    OomResolved,
+    Pressure,
     Removed,
+    Stall,
     Unattributed,
+    UsageCrossed,
     Watch,
 )
+from memcg_oom.command.text import EVENTS, json_event, kind_name, line
 from memcg_oom.commit import Outbox, commit
 from tests.fake.fake_kernel import AGES, FakeKernel
 
@@ -30,6 +37,13 @@ VALUES: dict[str, object] = {
     "count": 3,
     "group": True,
     "ooms": 5,
+    "after": 1.5,
+    "threshold": 4096,
+    "above": True,
+    "usage": 8192,
+    "level": "low",
+    "repeated": True,
+    "kind": "some",
     "late": True,
     "unresolved": 4,
     "what": "w",
@@ -43,10 +57,16 @@ FIELDS: dict[type[Event], tuple[str, ...]] = {
     OomKill: ("time_ns", "cgroup", "watch", "count", "group"),
     MemoryMax: ("time_ns", "cgroup", "watch", "count"),
     MemoryHigh: ("time_ns", "cgroup", "watch", "count"),
+    OomResolved: ("time_ns", "cgroup", "watch", "after"),
+    UsageCrossed: ("time_ns", "cgroup", "watch", "threshold", "above", "usage", "count"),
+    Pressure: ("time_ns", "cgroup", "watch", "level", "count", "repeated"),
+    Stall: ("time_ns", "cgroup", "watch", "kind", "count"),
     Removed: ("time_ns", "cgroup", "watch", "unresolved"),
+    Created: ("time_ns", "cgroup", "watch"),
     Unattributed: ("time_ns", "count", "ooms"),
     Degraded: ("time_ns", "what", "cost", "remedy"),
 }
+SCHEMA = Path(__file__).parents[2] / "docs" / "events.schema.json"
 ALL = pytest.mark.parametrize("kind", list(FIELDS), ids=lambda kind: str(kind.__name__))
 
 
@@ -68,6 +88,17 @@ def test_fields(kind: type[Event], watches: tuple[Watch, Watch]) -> None:
     event = kind(**arguments(kind, watches[0]))
     assert kind.fields() == event.fields() == FIELDS[kind]
     assert {name: getattr(event, name) for name in event.fields()} == arguments(kind, watches[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FIELDS if kind not in (Event, CgroupEvent)])
+def test_each_is_printed_and_in_the_schema(kind: type[Event], watches: tuple[Watch, Watch]) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the schema is checked where jsonschema is installed")
+    event = kind(**arguments(kind, watches[0]))
+    assert kind_name(kind) in EVENTS
+    assert kind_name(kind) in line(event)
+    members = json.loads(json.dumps(json_event(event)))
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(members)
+    assert members.keys() == {"v", "event", "time", *FIELDS[kind]} - {"time_ns", "watch"}
 
 
 def test_defaults(watches: tuple[Watch, Watch]) -> None:
@@ -96,7 +127,7 @@ def test_keywords_only_and_all_of_them(kind: type[Event], watches: tuple[Watch, 
         make(*given.values())
     with pytest.raises(TypeError):
         make(**given, surplus=1)
-    for name in given.keys() - {"late", "unresolved", "group", "ooms"}:
+    for name in given.keys() - {"late", "unresolved", "group", "ooms", "repeated"}:
         with pytest.raises(TypeError, match=name):
             make(**{key: value for key, value in given.items() if key != name})
 

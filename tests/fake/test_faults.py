@@ -252,7 +252,7 @@ class FailingLooks:
 
     def _look(self, *arguments: Any) -> None:
         lib.memcg_look_many(*arguments)
-        *_, count, kills = arguments
+        *_, count, kills, _ = arguments
         self.looks += 1
         if self.error and self.only_while():
             for i in range(count):
@@ -345,7 +345,7 @@ def test_one_unreadable_does_not_keep_the_others(kernel: FakeKernel, monkeypatch
 
     def fail_first(*arguments: Any) -> None:
         lib.memcg_look_many(*arguments)
-        *_, count, kills = arguments
+        *_, count, kills, _ = arguments
         if failing and count == 2:
             kills[0] = -errno.EIO
 

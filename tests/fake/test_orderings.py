@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import memcg_oom.v1
-from memcg_oom import Event, Monitor, Oom, OomKill, Removed
+from memcg_oom import Event, Monitor, Oom, OomKill, OomResolved, Removed
 from memcg_oom._native import lib
 from tests.fake.fake_kernel import (
     AGES,
@@ -71,6 +71,56 @@ def test_the_kill_after_the_signal(kernel: FakeKernel) -> None:
         cgroup.kill(2)
         assert brief(monitor.wait(PATIENCE)) == [("OomKill", 2)]
         assert (watch.ooms, watch.kills) == (1, 3)
+
+
+def test_where_the_killer_is_on_under_oom_is_no_episode(kernel: FakeKernel) -> None:
+    """The kernel says it there too, from before the signal until right before the kill."""
+    cgroup = kernel.make()
+    with Monitor(settle=0.1) as monitor:
+        watch = monitor.watch(cgroup.path)
+        cgroup.sleep(True, killer_off=False)
+        cgroup.oom()
+        events = take(monitor, 1)
+        cgroup.sleep(False, killer_off=False)
+        cgroup.kill()
+        events += take_until_settled(monitor, watch)
+        assert brief(events) == [("Oom", 1), ("OomKill", 1)]
+
+
+@pytest.mark.parametrize("where", ["here", "above"])
+def test_where_the_killer_is_off_an_episode_ends_when_under_oom_does(kernel: FakeKernel, where: str) -> None:
+    parent = kernel.make("p")
+    cgroup = kernel.make("p/c")
+    with Monitor(settle=0.05) as monitor:
+        watch = monitor.watch(cgroup.path)
+        if where == "above":
+            parent.sleep(True, killer_off=True)
+        cgroup.sleep(True, killer_off=where == "here")
+        cgroup.oom()
+        assert brief(take(monitor, 1)) == [("Oom", 1)]
+        assert monitor.wait(0.3) == []  # behind the end of the settle
+        assert watch._round is not None
+        cgroup.oom()  # another task, after one was freed too shortly to be seen
+        assert brief(take(monitor, 1)) == [("Oom", 1)]
+        cgroup.sleep(False, killer_off=where == "here")
+        events = take(monitor, 1)
+        assert brief(events) == [("OomResolved", 0)]
+        assert isinstance(events[0], OomResolved)
+        assert events[0].after >= 0.3
+        assert take_until_settled(monitor, watch) == []
+        assert not readable(monitor.fileno())
+
+
+def test_an_episode_that_the_removal_ends(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    with Monitor(settle=0.05, linger=0) as monitor:
+        monitor.watch(cgroup.path)
+        cgroup.sleep(True, killer_off=True)
+        cgroup.oom()
+        assert brief(take(monitor, 1)) == [("Oom", 1)]
+        cgroup.rmdir()
+        cgroup.removal_signal()
+        assert brief(take(monitor, 2)) == [("OomResolved", 0), ("Removed", 1)]
 
 
 def test_the_kill_between_the_last_looks(kernel: FakeKernel) -> None:
@@ -145,7 +195,7 @@ def test_a_kill_between_baseline_and_registration(kernel: FakeKernel, monkeypatc
     def register_late(*arguments: Any) -> None:
         lib.memcg_register_many(*arguments)
         cgroup.kill(2)
-        arguments[-1].rows[0].kills_after = cgroup.kills
+        arguments[-1].rows[0].after = cgroup.kills
 
     replace_in_lib(monkeypatch, memcg_register_many=register_late)
     with Monitor(settle=AGES) as monitor:

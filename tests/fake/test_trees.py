@@ -496,7 +496,7 @@ class Looks:
 
     def _look(self, *arguments: Any) -> None:
         lib.memcg_look_many(*arguments)
-        *_, count, kills = arguments
+        *_, count, kills, _ = arguments
         self.count += 1
         for i in range(count) if self.error else ():
             kills[i] = -self.error

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed
+from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, Watch
 from tests.support import PATIENCE, Independent, Ledger, make, readable, remove, run_hog, start_hog, take_until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -75,6 +75,7 @@ def test_an_exception_in_the_body_loses_nothing(memcg1: Path, hog: str) -> None:
         assert len(set(events)) == len(events)
         ledger = Ledger(events)
     (watch,) = ledger.by_watch
+    assert isinstance(watch, Watch)
     assert ledger.ooms[watch] == watch.ooms == 1
     assert ledger.kills[watch] == watch.kills
     assert kinds(events)[-1] is Removed

@@ -71,8 +71,11 @@ def test_more_cgroups_than_descriptors(
         with pytest.raises(OSError, match="no descriptors left") as refusal:
             monitor.watch(crowd[0])
         assert refusal.value.errno == errno.EMFILE
+        # The few that are free below the tree's share, as some always are, are kept: a newcomer gets none of them.
+        kept = [fd for fd in taken if fd < limit - HEADROOM]
         for fd in taken:
-            os.close(fd)
+            if fd not in kept:
+                os.close(fd)
 
         victims = victims_of(tree, crowd)
         newcomer = make(memcg1 / "newcomer")
@@ -92,3 +95,5 @@ def test_more_cgroups_than_descriptors(
         assert ledger.kills == dict.fromkeys(watches, 1)
         assert ledger.other == degraded
         assert_totals(tree, ledger)
+        for fd in kept:
+            os.close(fd)

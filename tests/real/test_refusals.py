@@ -855,6 +855,9 @@ def test_after_close(memcg1: Path) -> None:
         "watch_many of none": lambda: monitor.watch_many([]),
         "watch_many of many": lambda: monitor.watch_many([cgroup] * MANY),
         "watch_tree": lambda: monitor.watch_tree(cgroup),
+        "watch_usage": lambda: monitor.watch_usage(cgroup, "1M"),
+        "watch_pressure": lambda: monitor.watch_pressure(cgroup, "low"),
+        "watch_stall": lambda: monitor.watch_stall("/proc/pressure/memory", "some", 1, 2),
         "wait": monitor.wait,
         "wait(0)": lambda: monitor.wait(0),
         "wake": monitor.wake,
@@ -904,6 +907,7 @@ def test_a_watch_that_is_closed_after_its_monitor_closes_nobody_elses_file(memcg
 def test_public_names_of_the_monitor_are_all_tried() -> None:
     """Whatever is added to it has to be tried after close() as well."""
     names = {name for name in vars(Monitor) if not name.startswith("_")}
-    assert names == {"watch", "watch_many", "watch_tree", "watches", "fileno", "wait", "wake", "closed", "close"}
+    watching = {"watch", "watch_many", "watch_tree", "watch_usage", "watch_pressure", "watch_stall", "watches"}
+    assert names == watching | {"fileno", "wait", "wake", "closed", "close"}
     names = {name for name in vars(EventFD) if not name.startswith("_")}
     assert names == {"fileno", "read", "wait", "closed", "close"}

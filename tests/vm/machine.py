@@ -133,7 +133,7 @@ def initramfs(target: Path, hog: str, wheel: Path | None = None) -> Path:
             (root / "bin" / name).symlink_to("busybox")
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
     shutil.copy(hog, root / "hog")
-    for name in ("tests", "docs", "README.md", "pyproject.toml"):
+    for name in ("tests", "docs", "examples", "README.md", "pyproject.toml"):
         copy(ROOT / name, root / "work" / name)
     site_packages = _python(root)
     if wheel is not None:
@@ -216,6 +216,7 @@ def run(
     timeout: float = 600,
     memory: int = 1024,
     results: Path = Path(os.devnull),
+    log: Path | None = None,
 ) -> tuple[int, str]:
     """Boots, runs a shell command in the folder with the tests, and returns its exit code and all that was printed.
 
@@ -227,8 +228,9 @@ def run(
         timeout: seconds after which the machine counts as hung.
         memory: the machine's, in MiB.
         results: where to put what the command leaves in /results.
+        log: where to put what the machine prints, as it comes.
     """
-    output, complaints = boot(vmlinuz, cgroups, base, command, timeout=timeout, memory=memory, results=results)
+    output, complaints = boot(vmlinuz, cgroups, base, command, timeout=timeout, memory=memory, results=results, log=log)
     code = re.search(r"^EXIT-CODE=(\d+)$", output, re.MULTILINE)
     assert code is not None, f"the machine died before it reported:\n{output}\n{complaints}"
     return int(code[1]), output
@@ -243,6 +245,7 @@ def boot(
     timeout: float,
     memory: int = 1024,
     results: Path = Path(os.devnull),
+    log: Path | None = None,
 ) -> tuple[str, str]:
     """Boots, runs a shell command and waits for the machine's end, whichever; returns what it printed, and QEMU."""
     root = Path(tempfile.mkdtemp(prefix="command-", dir=base.parent))
@@ -251,19 +254,29 @@ def boot(
     extra = _pack(root, base.parent / f"{root.name}.cpio.gz")
     initrd = base.parent / f"{root.name}.initrd"
     initrd.write_bytes(base.read_bytes() + extra.read_bytes())
-    done = subprocess.run(
-        [
-            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
-            *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", f"file:{results}"),
-            *("-kernel", vmlinuz, "-initrd", initrd, "-append", f"console=ttyS0 quiet panic=-1 cg={cgroups} "),
-        ],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=timeout,
-    )
+    log = log or base.parent / f"{root.name}.log"
+    with log.open("wb") as out:
+        done = subprocess.run(
+            [
+                *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
+                *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", f"file:{results}"),
+                *(
+                    "-kernel",
+                    vmlinuz,
+                    "-initrd",
+                    initrd,
+                    "-append",
+                    f"console=ttyS0 quiet panic=-1 psi=1 cg={cgroups} ",
+                ),
+            ],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            timeout=timeout,
+        )
     initrd.unlink()
-    return done.stdout.decode(errors="replace").replace("\r", ""), done.stderr.decode(errors="replace")
+    return log.read_bytes().decode(errors="replace").replace("\r", ""), done.stderr.decode(errors="replace")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ ROWS = ("5.10:v1", "5.10:v2", "6.1:v1", "6.1:v2", "6.12:v2", "6.18:v2", "newest:
 
 # What the kernel has a say in; the rest is the same on every kernel. TESTS= names others.
 TESTS = {
-    "v1": ("baseline", "broadcast", "identity", "ledger", "objects", "races", "refusals", "rename", "tree"),
-    "v2": ("churn", "idle", "v2_cgroup", "v2_events", "v2_exceptions", "v2_limits"),
+    "v1": (
+        *("baseline", "broadcast", "identity", "ledger", "objects", "oom_handler", "pressure", "races", "refusals"),
+        *("rename", "stall", "tree", "usage"),
+    ),
+    "v2": ("churn", "idle", "oom_handler", "stall", "usage", "v2_cgroup", "v2_events", "v2_exceptions", "v2_limits"),
 }
 
 # Emulated, so fewer rounds, and more removals that beat the look.
@@ -97,8 +100,8 @@ def run(row: str, base: Path, reports: Path, tests: str = "") -> Outcome:
             "echo 1 > /proc/sys/kernel/printk; uname -r\n"
             f"{SETTINGS} python3 -m pytest -q --color=no -p no:cacheprovider --junitxml=/results {files}"
         )
-        code, output = machine.run(vmlinuz, version, base, command, timeout=PATIENCE, memory=2048, results=junit)
-        (reports / f"{name}.log").write_text(output)
+        log = reports / f"{name}.log"
+        code, _ = machine.run(vmlinuz, version, base, command, timeout=PATIENCE, memory=2048, results=junit, log=log)
         suite = ElementTree.parse(junit).getroot().find("testsuite")  # noqa: S314 - our own machine wrote it
         assert suite is not None, f"{junit} has no testsuite"
         outcome.failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])

@@ -1,0 +1,184 @@
+"""Thresholds and pressure, in orders and with faults that the real kernel does not produce on demand."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memcg_oom.v1
+from memcg_oom import Event, Monitor, Pressure, UsageCrossed
+from memcg_oom._native import lib
+from tests.fake.fake_kernel import AGES, FakeKernel, replace_in_lib, take, take_while
+from tests.support import PATIENCE, readable
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    fake = FakeKernel(tmp_path, monkeypatch)
+    yield fake
+    fake.close()
+
+
+def brief(events: list[Event]) -> list[Any]:
+    found: list[Any] = []
+    for event in events:
+        match event:
+            case UsageCrossed(above=above, count=count):
+                found.append((above, count))
+            case Pressure(repeated=repeated, count=count):
+                found.append((repeated, count))
+            case _:
+                found.append(type(event).__name__)
+    return found
+
+
+def test_a_crossing(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    with Monitor() as monitor:
+        watch = monitor.watch_usage(cgroup.path, MB, interval=0.01)
+        assert not readable(monitor.fileno())
+        cgroup.use(2 * MB)
+        cgroup.alarm()
+        (event,) = take(monitor, 1)
+        assert isinstance(event, UsageCrossed)
+        assert (event.watch, event.above, event.usage, event.threshold, event.count) == (watch, True, 2 * MB, MB, 1)
+        cgroup.use(0)
+        cgroup.alarm(3)
+        assert brief(take(monitor, 1)) == [(False, 3)]
+        take_while(monitor, lambda: watch._deadline)
+        assert not readable(monitor.fileno())
+
+
+def test_one_that_is_above_from_the_beginning(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    cgroup.use(2 * MB)
+    with Monitor() as monitor:
+        watch = monitor.watch_usage(cgroup.path, MB)
+        assert watch.above
+        cgroup.use(0)
+        cgroup.alarm()
+        assert brief(take(monitor, 1)) == [(False, 1)]
+
+
+def test_within_the_margin_it_waits_for_the_end_of_the_interval(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    cgroup.use(64 * MB)
+    with Monitor() as monitor:
+        watch = monitor.watch_usage(cgroup.path, 64 * MB, interval=0.3)
+        cgroup.use(64 * MB - 4096)
+        cgroup.alarm()
+        assert monitor.wait(0) == []
+        assert watch.above
+        cgroup.alarm(2)
+        assert brief(take(monitor, 1)) == [(False, 3)]
+        assert not watch.above
+
+
+@pytest.mark.parametrize("ooms", [0, 1, 5])
+def test_what_is_read_after_the_removal(kernel: FakeKernel, ooms: int) -> None:
+    """One signal is the removal's, whichever; the rest are crossings."""
+    cgroup = kernel.make()
+    with Monitor(linger=0.02) as monitor:
+        usage = monitor.watch_usage(cgroup.path, MB)
+        cgroup.listen()
+        pressure = monitor.watch_pressure(cgroup.path, "low")
+        cgroup.listen()
+        if ooms:
+            cgroup.alarm(ooms)
+        cgroup.rmdir()
+        cgroup.removal_signal()
+        events: list[Any] = take_while(monitor, lambda: not (usage.removed and pressure.removed))
+        for watch in (usage, pressure):
+            own = [event for event in events if event.watch is watch]
+            assert brief(own) == [*([(False, ooms)] if ooms else []), "Removed"]
+
+
+def test_one_that_goes_while_it_is_above(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    with Monitor(linger=0.02) as monitor:
+        monitor.watch_usage(cgroup.path, MB)
+        cgroup.use(2 * MB)
+        cgroup.alarm()
+        assert brief(take(monitor, 1)) == [(True, 1)]
+        cgroup.alarm()  # down again, which nobody has looked at before it went
+        cgroup.rmdir()
+        cgroup.removal_signal()
+        events = take(monitor, 2)
+        assert brief(events) == [(False, 1), "Removed"]
+        assert getattr(events[0], "usage", None) == 0
+
+
+def test_signals_that_are_late(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memcg_oom.v1, "LATE", int(AGES * 1e9))
+    cgroup = kernel.make()
+    with Monitor(linger=0) as monitor:
+        monitor.watch_pressure(cgroup.path, "low", interval=0.05)
+        cgroup.alarm()
+        assert brief(take(monitor, 1)) == [(False, 1)]
+        cgroup.rmdir()
+        cgroup.alarm(2)
+        assert brief(take(monitor, 2)) == [(True, 1), "Removed"]
+        cgroup.removal_signal()
+        assert brief(take(monitor, 1)) == [(True, 1)]
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+def test_one_that_cannot_be_read_is_tried_again(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    cgroup = kernel.make()
+    failures = 0
+
+    def fail(*arguments: Any) -> None:
+        nonlocal failures
+        lib.memcg_look_many(*arguments)
+        if failures < 5:
+            failures += 1
+            arguments[-2][0] = -error
+
+    with Monitor() as monitor:
+        monitor.watch_usage(cgroup.path, MB, interval=AGES)
+        cgroup.use(2 * MB)
+        with monkeypatch.context() as patch:
+            replace_in_lib(patch, memcg_look_many=fail)
+            cgroup.alarm()
+            events = take(monitor, 1 if error == errno.EAGAIN else 2)
+        assert brief(events) == [*(["Degraded"] if error != errno.EAGAIN else []), (True, 1)]
+        assert failures == 5
+
+
+def test_pressure_is_told_once_an_interval(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    with Monitor() as monitor:
+        watch = monitor.watch_pressure(cgroup.path, "low", interval=0.05)
+        events: list[Event] = []
+        for _ in range(3):
+            cgroup.alarm(7)
+            events += take(monitor, 1)
+        assert brief(events) == [(False, 7), (True, 7), (True, 7)]
+        assert take_while(monitor, lambda: watch._deadline) == []
+        assert not readable(monitor.fileno())
+        cgroup.alarm()
+        assert brief(take(monitor, 1)) == [(False, 1)]
+
+
+def test_beside_an_oom_of_the_same_cgroup(kernel: FakeKernel) -> None:
+    cgroup = kernel.make()
+    with Monitor() as monitor:
+        oom = monitor.watch(cgroup.path)
+        cgroup.listen()
+        usage = monitor.watch_usage(cgroup.path, MB)
+        cgroup.listen()
+        assert monitor.watches == (oom, usage)
+        cgroup.use(2 * MB)
+        cgroup.alarm()
+        cgroup.oom()
+        assert sorted(map(str, brief(monitor.wait(PATIENCE)))) == ["(True, 1)", "Oom"]
+        usage.close()
+        assert [*monitor.watches] == [oom]
