@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 from memcg_oom import Cgroup, MemcgError, Monitor, Oom, OomResolved, Removed
 from memcg_oom.sizes import format_size, parse_size
@@ -47,12 +48,22 @@ def relieve(cgroup: Cgroup, ceiling: int) -> None:
     pid = cgroup.largest()
     if pid is not None and cgroup.kill_process(pid):
         say(f"killed {pid}")
+    else:
+        # Nobody says again that they sleep.
+        cgroup.oom_kill_disable = False
+        say("found nobody to kill: left to the kernel from here on")
 
 
 def handle(cgroup: Cgroup, ceiling: int) -> None:
     """Handles OOMs until the cgroup is removed, or standard input ends."""
-    with Monitor() as monitor, cgroup.oom_killer_disabled():
-        monitor.watch(cgroup)
+    with ExitStack() as stack:
+        try:
+            monitor = stack.enter_context(Monitor())
+            stack.enter_context(cgroup.oom_killer_disabled())
+            monitor.watch(cgroup)
+        except (OSError, MemcgError) as error:
+            print(f"oom_handler.py: {error}", file=sys.stderr)
+            sys.exit(os.EX_UNAVAILABLE)
         say("handling")
         poll = select.poll()
         poll.register(monitor.fileno(), select.POLLIN)
@@ -80,7 +91,7 @@ def supervise(cgroup: Cgroup) -> int:
                 child.wait()
                 if cgroup.exists():
                     cgroup.oom_kill_disable = False  # the child may have had no time for that
-        if child.returncode >= 0:
+        if child.returncode in (0, os.EX_USAGE, os.EX_UNAVAILABLE):
             return child.returncode  # it has said why
         say(f"the handler ended with {child.returncode}")
         time.sleep(PAUSE)
@@ -94,15 +105,15 @@ def main() -> int:
     try:
         path, ceiling = sys.argv[1 + is_child :]
         cgroup, size = Cgroup(path), parse_size(ceiling)
-        if not is_child:
-            return supervise(cgroup)
-        handle(cgroup, size)
     except ValueError as error:
         print(f"usage: oom_handler.py CGROUP CEILING ({error})", file=sys.stderr)
         return os.EX_USAGE
     except (OSError, MemcgError) as error:
         print(f"oom_handler.py: {error}", file=sys.stderr)
-        return 1
+        return os.EX_UNAVAILABLE
+    if not is_child:
+        return supervise(cgroup)
+    handle(cgroup, size)
     return 0
 
 

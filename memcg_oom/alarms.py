@@ -14,6 +14,7 @@ from memcg_oom.control import Control
 from memcg_oom.errors import UnsupportedError
 from memcg_oom.events import Pressure, UsageCrossed
 from memcg_oom.loop import NO_FD
+from memcg_oom.rounds import GAPS
 from memcg_oom.sizes import UNLIMITED, parse_size
 from memcg_oom.watch import AnyWatch
 
@@ -197,7 +198,8 @@ class Alarms:
             deadline = alarm._deadline or now + alarm._interval
             if not alarm._deadline:
                 changes.append((alarm, "_deadline", deadline))
-            self._due[alarm] = now if alarm._is_urgent else deadline
+            # One that is not urgent may be the removal.
+            self._due[alarm] = now if alarm._is_urgent else min(self._due.get(alarm, deadline), now + GAPS[-1])
         return changes
 
     def due(self, now: int) -> list[list[Alarm]]:
@@ -221,10 +223,9 @@ class Alarms:
         for alarm in alarms:
             self._due[alarm] = again
 
-    def forget(self, alarm: Alarm) -> None:
-        """Lets go of one."""
+    def put_off(self, alarm: Alarm) -> None:
+        """It is not to be looked at any more."""
         self._due.pop(alarm, None)
-        self.by_key.pop(alarm._key, None)
 
 
 def _usage_file(swap: bool) -> str:
@@ -312,8 +313,13 @@ def _limit_file(swap: bool) -> str:
 
 
 def _limit(file: str) -> int:
-    with open(file, "rb") as text:
-        limit = int(text.read())
+    try:
+        with open(file, "rb") as text:
+            limit = int(text.read())
+    except OSError as error:
+        # ENODEV is what an open control file says once its cgroup is gone.
+        number = errno.ENOENT if error.errno == errno.ENODEV else error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), file) from None
     if limit >= UNLIMITED:
         raise UnsupportedError(
             errno.EOPNOTSUPP,

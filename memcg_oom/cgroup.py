@@ -311,20 +311,31 @@ class Cgroup:
         return [int(line) for line in self._read("cgroup.procs").split()]
 
     def largest(self) -> int | None:
-        """The process in it with the most memory of its own, resident (proc_pid_statm(5)); None where there is none."""
+        """The process in it, or below it, with the most memory; None where there is none.
+
+        Resident memory, file and shared pages included (proc_pid_statm(5)).
+        """
         sizes = {}
-        for pid in self.pids():
+        for _, (pid, _) in self._all_processes():
             # Suppressed: it has exited since it was listed.
             with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/statm", "rb") as file:
                 sizes[pid] = int(file.read().split()[1])
         return max(sizes, key=lambda pid: sizes[pid], default=None)
 
     def kill_process(self, pid: int) -> bool:
-        """Kills one process in it; whether it was there. It is not waited for.
+        """Kills one process in it, or below it; whether it was there. It is not waited for.
 
         No other process is hit, even when the pid is used anew in between: see kill().
         """
-        return any(self._kill(process) for process in self._processes() if process[0] == pid)
+        return any(cgroup._kill(process) for cgroup, process in self._all_processes() if process[0] == pid)
+
+    def _all_processes(self) -> list[tuple[Cgroup, tuple[int, int]]]:
+        """Those in it and below it, each with the cgroup that it is in."""
+        found = [(self, process) for process in self._processes()]
+        for child in self.children():
+            with suppress(FileNotFoundError):  # it has gone since it was listed
+                found += child._all_processes()
+        return found
 
     def kill(self) -> int:
         """Kills every process in it, without those of its children, and waits until none is left.

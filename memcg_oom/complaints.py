@@ -126,15 +126,13 @@ class Complaints:
             "watch the tree of the hierarchy's root, which the host's counter accounts for, or remount it without",
         )
 
-    def no_stalls(self, cgroup: str, events: list[Event]) -> list[Change]:
-        """A trigger that the kernel has taken away, while its cgroup is still there."""
-        return self._once(
-            ("stalls", cgroup),
-            events,
-            f"the stalls of {cgroup} are not accounted for any more",
-            "its stalls are not told, and the watch is closed",
-            "write 1 to its cgroup.pressure, and watch it again",
-        )
+    @staticmethod
+    def no_stalls(cgroup: str, events: list[Event]) -> None:
+        """A trigger that the kernel has taken away, while its cgroup is still there; told for each one."""
+        what = f"the stalls of {cgroup} are not accounted for any more"
+        cost = "they are not told, and the watch is closed"
+        remedy = "write 1 to its cgroup.pressure, and watch it again"
+        events.append(Degraded(time_ns=time.time_ns(), what=what, cost=cost, remedy=remedy))
 
     def no_log(self, error: OSError, period: float, events: list[Event]) -> list[Change]:
         """The kernel log cannot be read."""

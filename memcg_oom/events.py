@@ -257,7 +257,7 @@ class Stall(CgroupEvent):
 
 
 class Removed(CgroupEvent):
-    """The cgroup is gone: the last event of its watch, but for an Oom that the kernel sent late.
+    """The cgroup is gone: the last event of its watch, but for a signal that the kernel has sent late.
 
     Attributes:
         unresolved: OOMs, of those reported, whose outcome nobody can know because the cgroup went before its counter

@@ -380,6 +380,7 @@ class Monitor:
         try:
             if hierarchy.version == 2:
                 raise UnsupportedError(errno.EOPNOTSUPP, instead, path)
+            hierarchy.find(path)  # or there is nothing in it to be found out about
             control = find_control(path)
             registrations = Registrations(hierarchy, [path], control=control)
             ((row, place),) = registered(hierarchy, registrations, skip_gone=False)
@@ -611,8 +612,9 @@ class Monitor:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
                 if self._watches.absorb(signals, now, (batch, "count", 0)):
                     self._audit.call(now)
-            if batch.unread:
+            if batch.unread or self._stalls.unheard:
                 self._stalls.hear()
+            if batch.unread:
                 self._discovery.hear()
                 if self._watches.hear(now):
                     self._audit.call(now)

@@ -66,6 +66,9 @@ class Stalls:
     """All triggers of one monitor.
 
     Synchronization: none; the monitor's lock is held around every call.
+
+    Attributes:
+        unheard: whether news may have been read and lost, so that hear() is to be called in any case.
     """
 
     def __init__(self, loop: Loop, outbox: Outbox, complaints: Complaints) -> None:
@@ -73,7 +76,8 @@ class Stalls:
         self._loop = loop
         self._outbox = outbox
         self._complaints = complaints
-        self._context = 0
+        self.unheard = False
+        self._context = ffi.new("uint64_t *")  # 0 until the first trigger was made
         self._eventfds: list[int] = []  # one, when the first trigger was made
         self._batch = ffi.new("struct memcg_batch *")
         # The kernel may still have something to say of these, and it says it with what they hold.
@@ -96,10 +100,12 @@ class Stalls:
         watch._key = self._loop.key(fds[0], lib.MEMCG_UNREAD)
         self.by_key[watch._key] = watch
         try:
-            begun = lib.memcg_trigger_begin(self._context, fds[0], self._eventfds[0], watch._key, watch._trigger)
+            begun = lib.memcg_trigger_begin(self._context[0], fds[0], self._eventfds[0], watch._key, watch._trigger)
             if begun < 0:
                 del self.by_key[watch._key]
-                advice = f"a monitor has {lib.MEMCG_TRIGGERS} triggers at the most" if begun == -errno.EAGAIN else ""
+                advice = (
+                    f"a monitor has some {lib.MEMCG_TRIGGERS} triggers and no more" if begun == -errno.EAGAIN else ""
+                )
                 raise os_error(-begun, watch.cgroup, advice)
             commit([(watch, "_fd", fds[0]), (watch, "closed", False)])
             fds.clear()
@@ -112,8 +118,7 @@ class Stalls:
     def _open(self) -> None:
         if self._eventfds:
             return
-        context = ffi.new("uint64_t *")
-        made = lib.memcg_triggers_open(context)
+        made = 0 if self._context[0] else lib.memcg_triggers_open(self._context)
         if made == -errno.ENOSYS:
             raise UnsupportedError(
                 errno.ENOSYS, "this kernel has no AIO (CONFIG_AIO), by which triggers are polled", HOST
@@ -127,9 +132,8 @@ class Stalls:
             self._loop.add([self._loop.key(fds[0], lib.MEMCG_UNREAD)])
         except BaseException:
             close_all(fds)
-            lib.memcg_triggers_close(context[0])
             raise
-        commit([(self, "_context", context[0]), (self, "_eventfds", fds)])
+        self._eventfds = fds
 
     def forget(self, watch: StallWatch) -> None:
         """Ends a watch, if it has not ended."""
@@ -137,27 +141,31 @@ class Stalls:
             return
         if watch._trigger.request[0] and watch not in self._going:  # it was begun, and the kernel has not ended it
             self._ended[watch._key] = watch
-            check(lib.memcg_trigger_end(self._context, watch._trigger), watch.cgroup)
-        if watch._fd >= 0:
-            self._loop.unread.append(watch._fd)
-            watch._fd = -1
+            check(lib.memcg_trigger_end(self._context[0], watch._trigger), watch.cgroup)
         self._going.pop(watch, None)
+        unread, fd = self._loop.unread, watch._fd
+        if fd >= 0:
+            unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
+            watch._fd = -1
         del self.by_key[watch._key]
 
     def hear(self) -> None:
         """Tells what the kernel has told."""
         if not self._eventfds:
             return
+        heard, self.unheard = self.unheard, True
         try:
             os.eventfd_read(self._eventfds[0])
         except BlockingIOError:
-            if not self._batch.count:
+            if not heard:
+                self.unheard = False
                 return
         while True:
             # What an exception has left behind comes first.
             if not self._batch.count:
-                check(lib.memcg_triggers_take(self._context, self._batch), HOST)
+                check(lib.memcg_triggers_take(self._context[0], self._batch), HOST)
             if not self._batch.count:
+                self.unheard = False
                 return
             self._tell()
 
@@ -195,7 +203,7 @@ class Stalls:
                 events.append(Removed(time_ns=time_ns, cgroup=watch.cgroup, watch=watch))
                 changes.append((watch, "removed", True))
             elif now - since > _GOING:
-                changes += self._complaints.no_stalls(watch.cgroup, events)
+                self._complaints.no_stalls(watch.cgroup, events)
                 changes.append((watch, "closed", True))
             else:
                 continue
@@ -208,9 +216,10 @@ class Stalls:
         watches = list(self.by_key.values())
         fds = [watch._fd for watch in watches if watch._fd >= 0] + self._eventfds
         commit([(watch, "closed", True) for watch in watches])
-        if self._eventfds:
+        if self._context[0]:
             # In a forked child there is no such context, and this does nothing.
-            lib.memcg_triggers_close(self._context)
+            lib.memcg_triggers_close(self._context[0])
+            self._context[0] = 0
         self._eventfds = []
         self.by_key.clear()
         self._ended.clear()
@@ -291,7 +300,7 @@ def open_trigger(place: Place, kind: str, microseconds: tuple[int, int], fds: li
 
 def _refusal(number: int, path: str, place: Place, window: int) -> OSError:
     """Why there is no trigger, in words."""
-    if number in (errno.ENOENT, errno.EOPNOTSUPP):
+    if number in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
         if place.path != HOST and not os.path.exists(place.path):
             return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.path)
         switch = os.path.join(place.path, "cgroup.pressure")

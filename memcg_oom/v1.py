@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 # How long the eventfd outlives Removed, in nanoseconds, for a removal's signal that the kernel's workqueue delays.
 LATE = 2_000_000_000
+# The same for a threshold, whose end takes the kernel RCU grace periods (mem_cgroup_usage_unregister_event()): where
+# hundreds go at once they queue for them.
+ALARM_LATE = 30_000_000_000
 
 
 class V1Watches(Watches):
@@ -138,7 +141,7 @@ class V1Watches(Watches):
             commit([(alarm, "closed", False), *registrations.hand_over()])
         except BaseException:
             if alarm.closed:
-                self.alarms.forget(alarm)
+                self.alarms.by_key.pop(alarm._key, None)
             raise
 
     def descriptors(self) -> list[int]:
@@ -153,9 +156,13 @@ class V1Watches(Watches):
 
     def forget_alarm(self, alarm: Alarm) -> None:
         """Ends an alarm, if it has not ended."""
-        if alarm._key in self.alarms.by_key:
-            self._loop.leave(alarm._eventfd)
-            self.alarms.forget(alarm)
+        self.alarms.put_off(alarm)
+        by_key, key, fd = self.alarms.by_key, alarm._key, alarm._eventfd
+        if key in by_key:
+            self._loop.unregister(fd)
+            unread = self._loop.unread
+            unread += [fd]  # no call from here on, as in forget()
+            del by_key[key]
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
@@ -386,17 +393,18 @@ class V1Watches(Watches):
         for the moment until it kills (mem_cgroup_oom()).
         """
         assert self.hierarchy is not None
-        path = watch.cgroup
+        path, is_off = watch.cgroup, False
         while True:
             try:
                 with open(os.path.join(path, OOM.file), "rb") as file:
                     lines = file.read().split(b"\n")
             except OSError:  # going, or moved: the next look finds it where it is
-                return False
-            if b"oom_kill_disable 1" in lines and b"under_oom 1" in lines:
-                return True
+                return is_off
+            if b"under_oom 1" not in lines:
+                return is_off  # so it was hit in the one below
+            is_off = b"oom_kill_disable 1" in lines
             if path == self.hierarchy.mount.point:
-                return False
+                return is_off
             path = os.path.dirname(path)
 
     def _went(self, watches: Sequence[Watch | Alarm], time_ns: int, events: list[Event]) -> list[Change]:
@@ -449,7 +457,10 @@ class V1Watches(Watches):
                 if watch._stuck:
                     changes += self._resolved(watch, time_ns, events)
             changes += self._removed(watch, unresolved, time_ns, events)
-        self._rest(watches, LATE, changes)
+        if ooms := [watch for watch in watches if isinstance(watch, Watch)]:
+            self._rest(ooms, LATE, changes)
+        if alarms := [watch for watch in watches if isinstance(watch, Alarm)]:
+            self._rest(alarms, ALARM_LATE, changes)
         commit(changes + self._outbox.put(events))
 
     def _rest(self, watches: Sequence[Watch | Alarm], period: int, changes: list[Change]) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import memcg_oom
@@ -105,6 +105,30 @@ def start_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1, a
     """Starts one and returns its pid."""
     arguments = [hog, os.fspath(cgroup), str(size), str(processes), *([] if adjust is None else [str(adjust)])]
     return os.posix_spawn(hog, arguments, os.environ)
+
+
+def large_file(folder: Path) -> Path:
+    """64 MiB of page cache, to be; empty where files are in memory anyhow, and there is no such thing."""
+    path = folder / "large"
+    with path.open("wb") as out:
+        kind = subprocess.run(["stat", "-f", "-c", "%T", path], check=True, capture_output=True, text=True).stdout
+        if kind.strip() not in ("tmpfs", "ramfs", "rootfs") and not kind.startswith("UNKNOWN"):
+            for _ in range(64):
+                out.write(os.urandom(1 << 20))
+            os.fsync(out.fileno())
+    return path
+
+
+@contextlib.contextmanager
+def reading(file: Path, command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads the file, which is not in the page cache when it begins."""
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Dial:

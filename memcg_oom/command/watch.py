@@ -6,14 +6,16 @@ import resource
 import sys
 import time
 
+from memcg_oom.cgroup import Cgroup
 from memcg_oom.command.errors import required_mount
 from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import Printer, kind, kind_name, line
-from memcg_oom.events import CgroupEvent, Created, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
+from memcg_oom.errors import NotACgroupError
+from memcg_oom.events import CgroupEvent, Created, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Removed, Unattributed
 from memcg_oom.monitor import Monitor
 from memcg_oom.mounts import is_below
 from memcg_oom.paths import absolute
-from memcg_oom.stalls import HOST
+from memcg_oom.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,19 +98,46 @@ class Alarms:
         self._usage = usage
         self._pressure = pressure
         self._stall = stall
+        self._stall_only: set[str] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._usage or self._pressure or self._stall)
+    def with_ooms(self, cgroups: list[str]) -> list[str]:
+        """Those of the targets that have OOMs too: the host has stalls alone, and so has a cgroup without memory."""
+        if self._stall:
+            self._stall_only.update(cgroup for cgroup in cgroups if not _has_memory(cgroup))
+        return [cgroup for cgroup in cgroups if cgroup not in self._stall_only]
 
-    def begin(self, monitor: Monitor, cgroups: list[str]) -> None:
-        """Begins to watch for all of it; the host has nothing but stalls."""
+    def begin(self, monitor: Monitor, cgroups: list[str]) -> int:
+        """Begins to watch for all of it; returns for how much."""
+        count = 0
         for cgroup in dict.fromkeys(cgroups):
-            for threshold in self._usage if cgroup != HOST else ():
-                monitor.watch_usage(cgroup, threshold)
-            for level, mode in self._pressure if cgroup != HOST else ():
-                monitor.watch_pressure(cgroup, level, mode)
+            if cgroup not in self._stall_only:
+                for threshold in self._usage:
+                    monitor.watch_usage(cgroup, threshold)
+                for level, mode in self._pressure:
+                    monitor.watch_pressure(cgroup, level, mode)
+                count += len(self._usage) + len(self._pressure)
             for stall in self._stall:
                 monitor.watch_stall(cgroup, *stall)
+            count += len(self._stall)
+        return count
+
+    def repeats(self, event: Event) -> bool:
+        """Whether it is a removal that is told by another watch, or was told by one."""
+        if not isinstance(event, Removed) or isinstance(event.watch, Watch):
+            return False
+        if event.cgroup not in self._stall_only:
+            return True
+        self._stall_only.discard(event.cgroup)
+        return False
+
+
+def _has_memory(cgroup: str) -> bool:
+    """Whether it is in a hierarchy with the memory controller, or may be."""
+    try:
+        Cgroup(cgroup)
+    except NotACgroupError:
+        return False
+    return True
 
 
 def watch(
@@ -129,19 +158,22 @@ def watch(
     _allow_all_fds()
     printer = Printer(as_json)
     with Signals() as signals, Monitor() as monitor:
-        followed = _begin(monitor, [cgroup for cgroup in cgroups if cgroup != HOST or not alarms], tree, wanted.also)
+        followed = _begin(monitor, alarms.with_ooms(cgroups), tree, wanted.also)
         watches = monitor.watches
-        alarms.begin(monitor, cgroups)
+        more = alarms.begin(monitor, cgroups)
         summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
         try:
-            _say(f"watching {_number(len(watches), 'cgroup')}{followed}, Ctrl-C ends it")
-            return _loop(monitor, signals, printer, wanted, summary, count=count, deadline=deadline)
+            alarmed = f", and for {_number(more, 'alarm')}" if more else ""
+            _say(f"watching {_number(len(watches), 'cgroup')}{followed}{alarmed}, Ctrl-C ends it")
+            return _loop(monitor, signals, printer, wanted, summary, alarms=alarms, count=count, deadline=deadline)
         finally:
             _say(summary.text())
 
 
 def _begin(monitor: Monitor, cgroups: list[str], tree: bool, also: list[type[Event]]) -> str:
     """Begins to watch; returns how."""
+    if not cgroups:
+        return ""
     if not tree:
         monitor.watch_many(dict.fromkeys(cgroups), also=also)
         return ""
@@ -163,6 +195,7 @@ def _loop(
     wanted: Filter,
     summary: Summary,
     *,
+    alarms: Alarms,
     count: int | None,
     deadline: float | None,
 ) -> int:
@@ -171,6 +204,8 @@ def _loop(
         signals.wait(monitor, None if deadline is None else max(0.0, deadline - time.monotonic()))
         events = monitor.wait(0)
         for event in filter(wanted.of_interest, events):
+            if alarms.repeats(event):
+                continue
             summary.add(event)
             if wanted.printed(event):
                 printer.event(event)

@@ -115,7 +115,7 @@ def test_one_that_goes_while_it_is_above(kernel: FakeKernel) -> None:
 
 
 def test_signals_that_are_late(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memcg_oom.v1, "LATE", int(AGES * 1e9))
+    monkeypatch.setattr(memcg_oom.v1, "ALARM_LATE", int(AGES * 1e9))
     cgroup = kernel.make()
     with Monitor(linger=0) as monitor:
         monitor.watch_pressure(cgroup.path, "low", interval=0.05)

@@ -111,6 +111,22 @@ def test_where_the_killer_is_off_an_episode_ends_when_under_oom_does(kernel: Fak
         assert not readable(monitor.fileno())
 
 
+def test_where_the_killer_is_on_above_it_is_nobodys_business_here(kernel: FakeKernel) -> None:
+    """The limit of the parent was hit, whose killer is on; the child's own, which is off, has no say in that."""
+    parent = kernel.make("p")
+    cgroup = kernel.make("p/c")
+    with Monitor(settle=0.1) as monitor:
+        watch = monitor.watch(cgroup.path)
+        parent.sleep(True, killer_off=False)
+        cgroup.sleep(True, killer_off=True)
+        cgroup.oom()
+        events = take(monitor, 1)
+        parent.sleep(False, killer_off=False)
+        cgroup.sleep(False, killer_off=True)
+        events += take_until_settled(monitor, watch)
+        assert brief(events) == [("Oom", 1)]
+
+
 def test_an_episode_that_the_removal_ends(kernel: FakeKernel) -> None:
     cgroup = kernel.make()
     with Monitor(settle=0.05, linger=0) as monitor:

@@ -222,6 +222,21 @@ def test_watch_tells_of_usage_and_pressure_where_that_is_asked_for(memcg1: Path,
     assert events[2]["level"] == "low"
 
 
+def test_watch_tells_once_of_a_removal(memcg1: Path) -> None:
+    cgroup = make(memcg1 / "a")
+    with watching("--timeout", "2", "--usage", "1M", "--pressure", "low", "--json", cgroup) as process:
+        remove(cgroup)
+        out, _ = process.communicate(timeout=PATIENCE)
+    (line,) = out.splitlines()
+    assert validate(line)["event"] == "removed"
+
+
+def test_watch_watches_usage_of_cgroups_alone() -> None:
+    done = command("watch", "--usage", "1M", "/proc/pressure/memory")
+    assert done.returncode == 1
+    assert done.stderr == "memcg-oom: /proc/pressure/memory: Not a directory\n"
+
+
 def test_watch_ends_with_124_when_the_timeout_comes(memcg1: Path) -> None:
     done = command("watch", "--timeout", "0.2", memcg1)
     assert done.returncode == 124

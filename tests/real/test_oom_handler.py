@@ -339,6 +339,15 @@ def test_the_example_grows_to_the_ceiling_and_then_kills_the_largest(memcg1: Pat
     assert kills_of(memcg1) == 0
 
 
+def test_the_example_helps_those_below_as_well(memcg1: Path, hog: str) -> None:
+    cgroup = make(memcg1 / "a", "4M")
+    child = make(make(cgroup / "b") / "c")
+    with handler(cgroup, "4M"):
+        pid = start_hog(hog, child, 16 * MB)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert kills_of(child) == 0
+
+
 def test_the_example_survives_its_own_crash(memcg1: Path, hog: str) -> None:
     cgroup = make(memcg1 / "a", "4M")
     with handler(cgroup, "4M") as process:

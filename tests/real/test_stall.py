@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,19 @@ from memcg_oom import (
 from memcg_oom._native import lib
 from memcg_oom.mounts import cgroup_mounts
 from memcg_oom.stalls import HOST
-from tests.support import PATIENCE, eventually, is_v2, make, put, readable, remove, run_hog, run_python
+from tests.support import (
+    PATIENCE,
+    eventually,
+    is_v2,
+    large_file,
+    make,
+    put,
+    readable,
+    reading,
+    remove,
+    run_hog,
+    run_python,
+)
 
 MB = 1 << 20
 WINDOW = 2.0  # seconds: what those without CAP_SYS_RESOURCE may have
@@ -55,7 +67,7 @@ def _psi() -> None:
 def psi(memcg: Path) -> Iterator[Path]:
     """A v2 cgroup, beside the one whose memory is short, or the same."""
     if is_v2(memcg):
-        yield make(memcg / "psi", "16M")
+        yield make(memcg / "psi")
         return
     mount = next((mount.point for mount in cgroup_mounts() if mount.version == 2 and not mount.read_only), None)
     if mount is None:
@@ -69,29 +81,29 @@ def psi(memcg: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("file") / "large"
-    with path.open("wb") as out:
-        for _ in range(64):
-            out.write(os.urandom(MB))
-        os.fsync(out.fileno())
+def file(tmp_path_factory: pytest.TempPathFactory, playground: Path) -> Path:
+    path = large_file(tmp_path_factory.mktemp("file"))
+    if not (path.stat().st_size or is_v2(playground)):
+        pytest.skip("no disk: files are in memory here, and nobody waits for one")
     return path
 
 
 @contextmanager
 def load(hog: str, memcg: Path, psi: Path, file: Path) -> Iterator[None]:
-    """Processes that read more than fits, and so wait for what was just taken from them."""
-    with file.open("rb") as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    script = 'echo 0 > "$1/cgroup.procs"; exec "$2" "$3" "$4"'
-    arguments: list[str | Path] = ["sh", "-c", script, "sh", psi, hog, memcg / "psi", file]
-    processes = [subprocess.Popen(arguments) for _ in range(3)]
-    try:
+    """Processes that wait for memory."""
+    enter = 'echo 0 > "$1/cgroup.procs"; exec "$2" "$3" "$4"'
+    command: list[str | Path] = ["sh", "-c", enter, "sh", psi, hog, memcg / "psi"]
+    if is_v2(memcg):
+        # They are put to sleep when they go over memory.high (mem_cgroup_handle_over_high()).
+        put(psi / "memory.high", "2M")
+        command.append(str(1 << 30))
+    else:
+        # They read more than fits, and so wait for what was just taken from them.
+        command.append(file)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(reading(file, command))
         yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def take(monitor: Monitor, count: int) -> list[Stall]:
@@ -107,9 +119,10 @@ def test_a_cgroups_stalls_are_told(memcg: Path, psi: Path, hog: str, file: Path,
     with Monitor() as monitor:
         some = monitor.watch_stall(psi, "some", STALL, WINDOW)
         full = monitor.watch_stall(psi, "full", STALL, WINDOW)
-        beyond = monitor.watch_stall(psi, "some", WINDOW, WINDOW)  # nobody waits all the time
+        (psi / "quiet").mkdir()
+        quiet = monitor.watch_stall(psi / "quiet", "some", STALL, WINDOW)  # nobody is in there
         other = monitor.watch_stall(psi.parent if not is_v2(memcg) else HOST, "some", STALL, WINDOW)
-        assert set(monitor.watches) == {some, full, beyond, other}
+        assert set(monitor.watches) == {some, full, quiet, other}
         assert (some.kind, some.stall, some.window) == ("some", STALL, WINDOW)
         events: list[Stall] = []
         with load(hog, memcg, psi, file):
@@ -122,6 +135,30 @@ def test_a_cgroups_stalls_are_told(memcg: Path, psi: Path, hog: str, file: Path,
             # At most one a window: the kernel's own rule (psi_update_triggers()); its clock is not ours.
             assert all(later - earlier > WINDOW * 1e9 / 2 for earlier, later in pairwise(times))
         figure["events"] = len(events)
+        (psi / "quiet").rmdir()
+
+
+def test_ctrl_c_right_behind_a_read_loses_nothing(
+    memcg: Path, psi: Path, hog: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def eventfd_read(self, fd: int) -> int:
+            os.eventfd_read(fd)
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(os, name)
+
+    with Monitor() as monitor:
+        monitor.watch_stall(psi, "some", STALL, WINDOW)
+        with load(hog, memcg, psi, file):
+            with monkeypatch.context() as patch:
+                patch.setattr(memcg_oom.stalls, "os", Interrupted())
+                with pytest.raises(KeyboardInterrupt):
+                    monitor.wait(PATIENCE)
+            assert readable(monitor.fileno())
+            assert isinstance(monitor.wait(PATIENCE)[0], Stall)
+            take(monitor, 1)  # and it goes on
 
 
 def test_any_loop_can_own_it(memcg: Path, psi: Path, hog: str, file: Path) -> None:
@@ -172,6 +209,19 @@ def test_the_command_tells_of_them(memcg: Path, psi: Path, hog: str, file: Path)
         done = subprocess.run([*command, HOST], check=True, capture_output=True, text=True, timeout=PATIENCE)
     assert '"event": "stall"' in done.stdout
     assert f'"cgroup": "{HOST}"' in done.stdout
+    assert "watching 0 cgroups, and for 1 alarm, Ctrl-C" in done.stderr
+
+
+def test_the_command_tells_once_of_a_removal(memcg: Path, psi: Path) -> None:
+    """Here of one that has stalls alone, where the memory controller is on v1."""
+    stalls = ["--stall", f"some:{STALL}/{WINDOW:g}", "--stall", f"full:{STALL}/{WINDOW:g}"]
+    command = [sys.executable, "-m", "memcg_oom", "watch", "--timeout", "3", *stalls, str(psi)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "for 2 alarms" in process.stderr.readline()
+        remove(psi)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert out.count("removed") == out.count("\n") == 1
 
 
 def test_beside_ooms(memcg: Path, psi: Path, hog: str, file: Path) -> None:
@@ -366,13 +416,16 @@ def test_switched_off_is_said(psi: Path) -> None:
         with pytest.raises(UnsupportedError, match="write 1 to"):
             monitor.watch_stall(psi, "some", STALL, WINDOW)
         put(switch, "1")
-        monitor.watch_stall(psi, "some", STALL, WINDOW)
+        again = monitor.watch_stall(psi, "some", STALL, WINDOW)
+        put(switch, "0")
+        assert [type(event) for event in monitor.wait(PATIENCE)] == [Degraded]
+        assert again.closed
 
 
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        ("memcg_trigger_begin", errno.EAGAIN, f"{lib.MEMCG_TRIGGERS} triggers at the most"),
+        ("memcg_trigger_begin", errno.EAGAIN, f"{lib.MEMCG_TRIGGERS} triggers and no more"),
         ("memcg_triggers_open", errno.EAGAIN, "fs.aio-max-nr"),
         ("memcg_triggers_open", errno.ENOSYS, "CONFIG_AIO"),
         ("memcg_triggers_open", errno.ENOMEM, "Cannot allocate memory"),
