@@ -82,7 +82,7 @@ def test_the_same_with_a_reader_that_sleeps_up_to_60_ms(memcg1: Path, hog: str, 
 def test_the_same_with_a_reader_that_sleeps_after_each_event(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     reader = Reader(Monitor(), event_pause=0.06)
     try:
-        counted = race(reader, hog, memcg1, 150)
+        counted = race(reader, hog, memcg1, min(ROUNDS, 150))
     finally:
         reader.finish()
     figure["missed"] = judge(reader, counted, figure)
@@ -94,7 +94,7 @@ def test_the_same_where_files_cannot_be_opened_by_id(
     monkeypatch.setattr(Hierarchy, "_can_open_by_id", lambda _: False)
     reader = Reader(Monitor())
     try:
-        counted = race(reader, hog, memcg1, 200)
+        counted = race(reader, hog, memcg1, min(ROUNDS, 200))
     finally:
         reader.finish()
     figure["missed"] = judge(reader, counted, figure)

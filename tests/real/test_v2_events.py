@@ -148,7 +148,7 @@ def test_oom_group(memcg2: Path, hog: str) -> None:
 
 def test_max_and_high_are_told_when_asked_for(memcg2: Path, hog: str) -> None:
     cgroup = make(memcg2 / "a", "4M")
-    put(cgroup / "memory.high", "2M")
+    put(cgroup / "memory.high", "3M")
     with Monitor() as monitor:
         one, other = monitor.watch(cgroup), monitor.watch(cgroup, also=[MemoryMax, MemoryHigh])
         third = monitor.watch(cgroup, also={MemoryHigh})
