@@ -74,8 +74,8 @@ class Alarm(AnyWatch):
         """What so many signals are that were read after the cgroup had gone."""
         raise NotImplementedError
 
-    def _judge(self, value: int, over: bool, time_ns: int, events: list[Event]) -> list[Change]:
-        """What a look has found, and whether the interval is over by then."""
+    def _judge(self, value: int, now: int, time_ns: int, events: list[Event]) -> list[Change]:
+        """What a look has found at a moment, in nanoseconds of CLOCK_MONOTONIC and of CLOCK_REALTIME."""
         raise NotImplementedError
 
 
@@ -111,7 +111,8 @@ class UsageWatch(Alarm):
             count=count,
         )
 
-    def _judge(self, value: int, over: bool, time_ns: int, events: list[Event]) -> list[Change]:
+    def _judge(self, value: int, now: int, time_ns: int, events: list[Event]) -> list[Change]:
+        over = now >= self._deadline
         changes: list[Change] = []
         stays_from = self.threshold - min(self.threshold // 64, _MARGIN)
         above = value >= (stays_from if self.above and not over else self.threshold)
@@ -166,11 +167,12 @@ class PressureWatch(Alarm):
             repeated=self._repeating,
         )
 
-    def _judge(self, value: int, over: bool, time_ns: int, events: list[Event]) -> list[Change]:
+    def _judge(self, value: int, now: int, time_ns: int, events: list[Event]) -> list[Change]:
+        over = now >= self._deadline
         if self._held and (over or not self._repeating):
             events.append(self._event(self._held, time_ns))
             changes: list[Change] = [(self, "_held", 0), (self, "_repeating", True)]
-            return [*changes, (self, "_deadline", self._deadline + self._interval)] if over else changes
+            return [*changes, (self, "_deadline", now + self._interval)] if over else changes
         return [(self, "_repeating", False), (self, "_deadline", 0)] if over else []
 
     def __repr__(self) -> str:

@@ -269,7 +269,7 @@ class V1Watches(Watches):
             unread: list[Alarm] = []
             for alarm, (value, _) in zip(alarms, found, strict=True):
                 if value >= 0:
-                    changes += alarm._judge(value, after >= alarm._deadline, time_ns, events)
+                    changes += alarm._judge(value, after, time_ns, events)
                 elif -value in GONE:
                     gone.append(alarm)
                 else:

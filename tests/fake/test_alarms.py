@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import gc
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import memcg_oom.v1
-from memcg_oom import Event, Monitor, Pressure, UsageCrossed
+from memcg_oom import AnyWatch, Event, Monitor, Pressure, Removed, UsageCrossed
 from memcg_oom._native import lib
 from tests.fake.fake_kernel import AGES, FakeKernel, replace_in_lib, take, take_while
+from tests.fake.test_faults import Strike
 from tests.support import PATIENCE, readable
 
 MB = 1 << 20
@@ -182,3 +185,63 @@ def test_beside_an_oom_of_the_same_cgroup(kernel: FakeKernel) -> None:
         assert sorted(map(str, brief(monitor.wait(PATIENCE)))) == ["(True, 1)", "Oom"]
         usage.close()
         assert [*monitor.watches] == [oom]
+
+
+def signals(events: list[Event], watch: AnyWatch) -> int:
+    return sum(getattr(event, "count", 0) for event in events if getattr(event, "watch", None) is watch)
+
+
+def run_through(kernel: FakeKernel, name: str, strike: Strike) -> None:
+    """Signals and a removal, interrupted once: everything must have been told once, and no descriptor be left."""
+
+    def collect(condition: Callable[[], object]) -> None:
+        try:
+            with strike:
+                take_while(monitor, condition, events)
+        except KeyboardInterrupt:
+            take_while(monitor, condition, events)
+
+    cgroup = kernel.make(name)
+    before = len(os.listdir("/proc/self/fd"))
+    events: list[Event] = []
+    with Monitor(linger=0) as monitor:
+        watches: list[AnyWatch] = [
+            monitor.watch_usage(cgroup.path, MB, interval=0.001),
+            monitor.watch_pressure(cgroup.path, "low", interval=0.001),
+        ]
+        cgroup.listen()  # both were written to one file, one over the other
+        cgroup._alarms.append(os.dup(watches[0]._eventfd))  # type: ignore[attr-defined]
+        cgroup.use(2 * MB)
+        cgroup.alarm(2)
+        collect(lambda: any(signals(events, watch) < 2 for watch in watches))
+        cgroup.rmdir()
+        cgroup.alarm(3)
+        cgroup.removal_signal()
+        collect(lambda: not all(watch.removed for watch in watches))
+        collect(lambda: monitor._watches.alarms.by_key)  # type: ignore[union-attr]
+        for watch in watches:
+            assert signals(events, watch) == 5, events
+            own = [type(event) for event in events if getattr(event, "watch", None) is watch]
+            assert own.count(Removed) == 1, events
+        assert monitor.wait(0) == []  # who was interrupted has asked to be called again
+        assert not readable(monitor.fileno())
+    cgroup.close()
+    if len(os.listdir("/proc/self/fd")) != before:
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was left"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed scandir iterator")
+def test_ctrl_c_at_every_moment_of_alarms(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memcg_oom.v1, "ALARM_LATE", 0)
+    failures = []
+    for moment in range(5000):
+        strike = Strike(moment)
+        try:
+            run_through(kernel, f"c{moment}", strike)
+        except (AssertionError, RuntimeError) as error:
+            failures.append(f"{strike.where}: {str(error).splitlines()[0][:200]}")
+        if not strike.where:
+            break
+    assert moment > 50
+    assert not failures, "\n".join(failures)

@@ -17,7 +17,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -138,10 +137,6 @@ def test_a_cgroups_stalls_are_told(memcg: Path, psi: Path, hog: str, file: Path,
                 events += take(monitor, 1)
         assert {event.watch for event in events} == {some, full, other}
         assert {(event.cgroup, event.kind) for event in events if event.watch is full} == {(str(psi), "full")}
-        for watch in (some, full):
-            times = [event.time_ns for event in events if event.watch is watch for _ in range(event.count)]
-            # At most one a window: the kernel's own rule (psi_update_triggers()); its clock is not ours.
-            assert all(later - earlier > WINDOW * 1e9 / 2 for earlier, later in pairwise(times))
         figure["events"] = len(events)
         (psi / "quiet").rmdir()
 
