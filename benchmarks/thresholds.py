@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from memcg_oom import AnyWatch
 
 QUIET = "nobody registers"
-ONE = "200 thresholds on one cgroup"
+ONE = "200 on one cgroup"
 MANY = "one on each of 500"
 INSIDE = "by the loop itself"
 OURS = "watch_usage()"
