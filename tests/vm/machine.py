@@ -47,6 +47,11 @@ SUITES = {
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
 FOR_SYSTEMD = {"mmdebstrap": "mmdebstrap"}
 
+# An emulated kernel was once seen to hang before its first word: after so many seconds without one it is booted again,
+# and so many times in all.
+SILENCE = 240.0
+BOOTS = 3
+
 UNUSED = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages")
 
 INIT = """\
@@ -55,6 +60,7 @@ export PATH=/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONHOME={p
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
 mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t devpts pts /dev/pts
 ulimit -n 20000
+echo "up after $(cut -d' ' -f1 /proc/uptime) seconds"
 case " $(cat /proc/cmdline) " in
 *" cg=v1 "*)
   mount -t tmpfs cg /sys/fs/cgroup
@@ -255,28 +261,37 @@ def boot(
     initrd = base.parent / f"{root.name}.initrd"
     initrd.write_bytes(base.read_bytes() + extra.read_bytes())
     log = log or base.parent / f"{root.name}.log"
-    with log.open("wb") as out:
-        done = subprocess.run(
-            [
-                *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
-                *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", f"file:{results}"),
-                *(
-                    "-kernel",
-                    vmlinuz,
-                    "-initrd",
-                    initrd,
-                    "-append",
-                    f"console=ttyS0 quiet panic=-1 psi=1 cg={cgroups} ",
-                ),
-            ],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.PIPE,
-            timeout=timeout,
-        )
+    command_line: list[str | Path] = [
+        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
+        *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", f"file:{results}"),
+        *("-kernel", vmlinuz, "-initrd", initrd),
+        *("-append", f"console=ttyS0 quiet panic=-1 psi=1 cg={cgroups} "),
+    ]
+    for _ in range(BOOTS):
+        complaints = _run_qemu(command_line, log, timeout)
+        if complaints is not None:
+            break
+    else:
+        raise subprocess.TimeoutExpired(command_line, SILENCE)
     initrd.unlink()
-    return log.read_bytes().decode(errors="replace").replace("\r", ""), done.stderr.decode(errors="replace")
+    return log.read_bytes().decode(errors="replace").replace("\r", ""), complaints.decode(errors="replace")
+
+
+def _run_qemu(command_line: list[str | Path], log: Path, timeout: float) -> bytes | None:
+    """Runs a machine to its end; returns what QEMU complained of, or None where the kernel did not come up."""
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command_line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE) as qemu,
+    ):
+        try:
+            try:
+                return qemu.communicate(timeout=min(SILENCE, timeout))[1]
+            except subprocess.TimeoutExpired:
+                if not log.stat().st_size:
+                    return None
+            return qemu.communicate(timeout=timeout)[1]
+        finally:
+            qemu.kill()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,15 @@ def test_a_row_that_cannot_be_tried_fails(base: Path, tmp_path: Path) -> None:
         assert "FAILED" in matrix.table([outcome])
 
 
+def test_a_machine_that_does_not_come_up_fails_the_row(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SILENCE", 0.1)  # no kernel is as fast
+    outcome = matrix.run("6.1:v2", base, tmp_path)
+    assert "timed out after 0.1 seconds" in outcome.why
+    assert outcome.passed == 0
+
+
 def test_a_failed_download_fails_the_row(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CACHE", tmp_path)
     monkeypatch.setitem(machine.SUITES, "6.1", "no-such-suite")
