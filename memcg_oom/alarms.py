@@ -101,13 +101,16 @@ class UsageWatch(Alarm):
         self.above = usage >= self.threshold
 
     def _event(self, count: int, time_ns: int) -> Event:
+        return self._crossed(False, 0, count, time_ns)
+
+    def _crossed(self, above: bool, usage: int, count: int, time_ns: int) -> Event:
         return UsageCrossed(
             time_ns=time_ns,
             cgroup=self.cgroup,
             watch=self,
             threshold=self.threshold,
-            above=False,
-            usage=0,
+            above=above,
+            usage=usage,
             count=count,
         )
 
@@ -117,17 +120,7 @@ class UsageWatch(Alarm):
         stays_from = self.threshold - min(self.threshold // 64, _MARGIN)
         above = value >= (stays_from if self.above and not over else self.threshold)
         if above != self.above or (over and self._held):
-            events.append(
-                UsageCrossed(
-                    time_ns=time_ns,
-                    cgroup=self.cgroup,
-                    watch=self,
-                    threshold=self.threshold,
-                    above=above,
-                    usage=value,
-                    count=self._held,
-                )
-            )
+            events.append(self._crossed(above, value, self._held, time_ns))
             changes += [(self, "above", above), (self, "_held", 0)]
         return [*changes, (self, "_deadline", 0)] if over else changes
 
