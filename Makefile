@@ -13,14 +13,21 @@ WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wv
 # Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
 KERNELS ?=
 
-.PHONY: help demo test test-kernels bench soak lint sanitize wheel clean
+# How long `make fuzz` takes, and what it is to do: names of parsers, "model", --seed.
+FUZZ_SECONDS ?= 600
+FUZZ_ARGS ?=
+
+.PHONY: help demo test test-kernels bench bench-quick bench-check soak fuzz lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
 	@echo "make test      every test that this machine allows"
 	@echo "make test-kernels  the wheel on other kernels, in virtual machines (KERNELS=\"6.1:v2 /boot/vmlinuz:v2\" picks)"
-	@echo "make bench     the benchmarks, peers side by side (root)"
+	@echo "make bench     the benchmarks, peers side by side, and benchmarks/report.md (root; BENCH_ARGS=\"storm scan\" picks)"
+	@echo "make bench-quick  all of them in small, in two minutes, to see that they work (root)"
+	@echo "make bench-check  whether a watch and a signal take more instructions than they did (root; valgrind)"
 	@echo "make soak      ten minutes of creation, kills, renames and removals, with figures (root)"
+	@echo "make fuzz      the parsers and the model of a kernel, other inputs each time (FUZZ_SECONDS=600, FUZZ_ARGS=\"model\" picks)"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
 	@echo "make sanitize  the tests under ASan and UBSan, the C core under valgrind"
 	@echo "make wheel     dist/: the wheel and the sdist"
@@ -36,20 +43,24 @@ test-kernels: wheel
 	@$(BIN)/python -m tests.vm.machine
 	@$(BIN)/python -m tests.vm.matrix dist/*.whl $(KERNELS)
 
-bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks.register
-	$(BIN)/python -m benchmarks.wake_latency
-	$(BIN)/python -m benchmarks.storm
-	$(BIN)/python -m benchmarks.thresholds
+bench bench-quick: $(VENV)/ready
+	@$(BIN)/pip install --quiet --group bench
+	@$(BIN)/python -m benchmarks $(if $(filter bench-quick,$@),--quick) $(BENCH_ARGS)
+
+bench-check: $(VENV)/ready
+	@$(BIN)/python -m benchmarks.instructions --check
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest tests/real/soak.py
+
+fuzz: $(VENV)/ready
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for file in csrc/*.c tests/*.c benchmarks/limits/*.c; do \
+	for file in csrc/*.c tests/*.c tests/fuzz/*.c benchmarks/limits/*.c; do \
 		gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
 
 sanitize: $(VENV)/ready

@@ -12,27 +12,21 @@ starts. It takes the paths from its standard input, and prints how many nanoseco
 
 from __future__ import annotations
 
-import os
-import random
 import select
-import subprocess
 import sys
 import time
 
-from benchmarks import common
+from benchmarks import common, designs
 from memcg_oom import Monitor
 
 OURS = "memcg_oom watch_many"
 C = "C, one thread"
 LIBRARY = "Python standard library"
-TARGET = 0.9
+TARGET = 0.8
 
 
 def main() -> None:
-    options = common.parser(__doc__)
-    options.add_argument("--cgroups", type=int, default=10_000, help="how many (default: %(default)s)")
-    options.add_argument("--rounds", type=int, default=11, help="of all competitors (default: %(default)s)")
-    options.add_argument("--only", choices=IN_PYTHON, help="run one competitor, once, on the paths in standard input")
+    options = common.parser(__doc__, rounds=11, cgroups=10_000, only=IN_PYTHON)
     args = options.parse_args()
     common.raise_descriptor_limit()
     if args.only:
@@ -40,17 +34,8 @@ def main() -> None:
         return
 
     with common.compiled("register") as [program], common.scratch(args.cgroups) as paths:
-        commands = {OURS: _python(OURS), C: [program], LIBRARY: _python(LIBRARY)}
-        samples: dict[str, list[int]] = {name: [] for name in commands}
-        for _ in range(args.rounds):
-            for name in random.sample(list(commands), len(commands)):
-                # The process before has closed its eventfds, but their registrations are taken down one by one by
-                # the kernel's workers, which the next competitor would have to share the processors with.
-                common.await_quiet()
-                done = subprocess.run(
-                    commands[name], input="\n".join(paths), stdout=subprocess.PIPE, text=True, check=True
-                )
-                samples[name].append(int(done.stdout))
+        commands = {name: common.alone("benchmarks.register", name) for name in IN_PYTHON} | {C: [program]}
+        samples = common.timed(commands, args.rounds, paths)
 
     common.report(
         f"Watching {args.cgroups} cgroups",
@@ -65,10 +50,6 @@ def main() -> None:
     )
 
 
-def _python(name: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.register", "--only", name]
-
-
 def ours(paths: list[str]) -> int:
     with Monitor() as monitor:
         start = time.monotonic_ns()
@@ -81,14 +62,7 @@ def library(paths: list[str]) -> int:
     epoll = select.epoll()
     watches = {}
     for path in paths:
-        control_fd = os.open(f"{path}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        identity = os.stat(control_fd).st_ino
-        kills = int(os.pread(control_fd, 256, 0).partition(b"\noom_kill ")[2])
-        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        event_control_fd = os.open(f"{path}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(event_control_fd, b"%d %d" % (eventfd, control_fd))
-        os.close(event_control_fd)
-        os.close(control_fd)
+        eventfd, identity, kills = designs.register(path)
         epoll.register(eventfd, select.EPOLLIN)
         watches[eventfd] = (path, identity, kills)
     return time.monotonic_ns() - start

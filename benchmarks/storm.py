@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import select
 import signal
 import subprocess
@@ -36,7 +35,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import common
+from benchmarks import common, designs
 from memcg_oom import Monitor, Oom, OomKill
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
 OURS = "memcg_oom"
 C = "C"
 LIBRARY = "Python stdlib"
-C_TARGET = 1.3
-LIBRARY_TARGET = 0.67
+C_TARGET = 1.0
+LIBRARY_TARGET = 0.5
 
 ROOM = 32 << 20  # bytes for the victim in the parent, whose children count too: 10 KB each
 HOG = "import os, sys; os.write(os.open(sys.argv[1], os.O_WRONLY), b'0'); b'x' * (1 << 30)"
@@ -77,11 +76,7 @@ class Storm(NamedTuple):
 
 
 def main() -> None:
-    options = common.parser(__doc__)
-    options.add_argument("--cgroups", type=int, default=10_000, help="how many children (default: %(default)s)")
-    options.add_argument("--rounds", type=int, default=5, help="of all competitors (default: %(default)s)")
-    options.add_argument("--only", choices=IN_PYTHON, help="run one competitor, once, on the paths in standard input")
-    args = options.parse_args()
+    args = common.parser(__doc__, rounds=5, cgroups=10_000, only=IN_PYTHON).parse_args()
     common.raise_descriptor_limit()
     if args.only:
         print(*IN_PYTHON[args.only](sys.stdin.read().splitlines()))
@@ -89,13 +84,8 @@ def main() -> None:
 
     with common.compiled("storm") as [program], common.scratch(args.cgroups) as children:
         paths = [os.path.dirname(children[0]), *children]
-        commands = {OURS: _python(OURS), C: [program, "watch"], LIBRARY: _python(LIBRARY)}
-        storms: dict[str, list[Storm]] = {name: [] for name in commands}
-        for _ in range(args.rounds):
-            for name in random.sample(list(commands), len(commands)):
-                # Those of the competitor before are taken down one by one by the kernel's workers.
-                common.await_quiet(longest=TAKEN_DOWN)
-                storms[name].append(storm(name, commands[name], program, paths))
+        commands = {name: common.alone("benchmarks.storm", name) for name in IN_PYTHON} | {C: [program, "watch"]}
+        storms = common.shuffled(args.rounds, commands, lambda name: storm(name, commands[name], program, paths))
 
     figures = {
         "last Oom": {name: [one.oom for one in found] for name, found in storms.items()},
@@ -117,16 +107,14 @@ def main() -> None:
     )
 
 
-def _python(name: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.storm", "--only", name]
-
-
 def storm(name: str, command: list[str], program: str, paths: list[str]) -> Storm:
     """One OOM as one competitor sees it, which has to see all of it.
 
     Raises:
         RuntimeError: it did not, or something else went wrong.
     """
+    # The registrations of the competitor before are taken down one by one by the kernel's workers.
+    common.await_quiet(longest=TAKEN_DOWN)
     parent = Path(paths[0])
     *processors, hogs = sorted(os.sched_getaffinity(0))
     if not processors:
@@ -137,10 +125,10 @@ def storm(name: str, command: list[str], program: str, paths: list[str]) -> Stor
         listed.write("\n".join(paths))
         listed.seek(0)
         with _running(command, processors, listed) as competitor:
-            _await_ready(competitor)
+            common.await_word(competitor, "ready")
             # Who registers last is signalled first.
             with _running(clock_command, processors) as clock:
-                _await_ready(clock)
+                common.await_word(clock, "ready")
                 used = int((parent / "memory.usage_in_bytes").read_text())
                 (parent / "memory.limit_in_bytes").write_text(str(used + ROOM))
                 with _running(hog_command, [hogs]) as hog:
@@ -172,12 +160,6 @@ def _running(
             yield process
         finally:
             process.kill()
-
-
-def _await_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-        raise RuntimeError(f"{process.args!r} did not start")
 
 
 def _result(process: subprocess.Popen[str]) -> list[int]:
@@ -264,24 +246,16 @@ def library(paths: list[str]) -> Verdict:
 class Registered:
     """A cgroup that the standard library's competitor watches."""
 
-    __slots__ = ("control", "eventfd", "kills", "signals")
+    __slots__ = ("cgroup", "eventfd", "kills", "signals")
 
     def __init__(self, cgroup: str) -> None:
-        self.control = f"{cgroup}/memory.oom_control"
-        self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.kills = self.signals = 0
-        control_fd = os.open(self.control, os.O_RDONLY | os.O_CLOEXEC)
-        event_control_fd = os.open(f"{cgroup}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(event_control_fd, b"%d %d" % (self.eventfd, control_fd))
-        os.close(event_control_fd)
-        os.close(control_fd)
-        self.look()
+        self.cgroup = cgroup
+        self.eventfd, _, self.kills = designs.register(cgroup)
+        self.signals = 0
 
     def look(self) -> int:
         """Reads the counter; by how much it rose."""
-        fd = os.open(self.control, os.O_RDONLY | os.O_CLOEXEC)
-        before, self.kills = self.kills, int(os.pread(fd, 256, 0).partition(b"\noom_kill ")[2])
-        os.close(fd)
+        before, self.kills = self.kills, designs.look(self.cgroup)
         return self.kills - before
 
 

@@ -13,14 +13,13 @@ And the time that one registration takes: Monitor.watch_usage() against the same
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from itertools import chain, cycle
 from typing import TYPE_CHECKING
 
 from benchmarks import common
-from benchmarks.wake_latency import LONGEST, SETTLE, WARM_UP, latencies
+from benchmarks.wake_latency import LONGEST, SETTLE, latencies, signals_parser
 from memcg_oom import Monitor, Oom
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ QUIET = "nobody registers"
 ONE = "200 on one cgroup"
 MANY = "one on each of 500"
 INSIDE = "by the loop itself"
-OURS = "watch_usage()"
-LIBRARY = "standard library"
+OURS = "memcg_oom"
+LIBRARY = "Python standard library"
 
 THRESHOLDS = 200
 CGROUPS = 500
@@ -43,51 +42,45 @@ REGISTRATIONS = 100
 
 
 def main() -> None:
-    options = common.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=3, help="each 200 signals (default: %(default)s)")
-    args = options.parse_args()
+    args = signals_parser(__doc__, rounds=3).parse_args()
     common.raise_descriptor_limit()
 
     with common.compiled("signaller") as [signaller], common.scratch(1 + CGROUPS) as [watched, *cgroups]:
         one = [(cgroups[0], size) for size in SIZES]
         many = [(cgroup, SIZES[0]) for cgroup in cgroups]
         loops: dict[str, Callable[[], list[int]]] = {
-            QUIET: lambda: beside(watched, signaller, []),
-            ONE: lambda: beside(watched, signaller, one),
-            MANY: lambda: beside(watched, signaller, many),
-            INSIDE: lambda: inside(watched, signaller, one),
+            QUIET: lambda: beside(watched, signaller, args.signals, []),
+            ONE: lambda: beside(watched, signaller, args.signals, one),
+            MANY: lambda: beside(watched, signaller, args.signals, many),
+            INSIDE: lambda: inside(watched, signaller, args.signals, one),
         }
-        waits = _in_any_order(args.rounds, loops)
-        registrations = _in_any_order(args.rounds, {OURS: lambda: ours(one), LIBRARY: lambda: library(one)})
+        waits = common.shuffled(args.rounds, loops, lambda name: loops[name]())
+        registering = {OURS: ours, LIBRARY: library}
+        registrations = common.shuffled(args.rounds, registering, lambda name: registering[name](one))
 
     worst = {name: [max(one) for one in rounds] for name, rounds in waits.items()}
-    median = {name: [common.quantile(one, 0.5) for one in rounds] for name, rounds in waits.items()}
-    registering = {name: [common.quantile(one, 0.5) for one in rounds] for name, rounds in registrations.items()}
+    median = common.medians(waits)
+    one_median = common.medians(registrations)
     common.report(
         "From the signal to the event while thresholds are registered; and one registration",
         ("microseconds", 1000),
         {
             **{f"loop, {name}": common.distribution([*chain(*rounds)]) for name, rounds in waits.items()},
-            **{f"one {name}": common.distribution([*chain(*rounds)]) for name, rounds in registrations.items()},
+            **{
+                f"one registration, {name}": common.distribution([*chain(*rounds)])
+                for name, rounds in registrations.items()
+            },
         },
         [
             *(common.ratio(f"median, {name} / {QUIET}", median[name], median[QUIET]) for name in (ONE, MANY, INSIDE)),
             *(common.ratio(f"worst, {name} / {QUIET}", worst[name], worst[QUIET]) for name in (ONE, MANY, INSIDE)),
-            common.ratio(f"registration, {OURS} / {LIBRARY}", registering[OURS], registering[LIBRARY]),
+            common.ratio(f"registration, {OURS} / {LIBRARY}", one_median[OURS], one_median[LIBRARY]),
         ],
         args.json,
     )
 
 
-def _in_any_order(rounds: int, competitors: dict[str, Callable[[], list[int]]]) -> dict[str, list[list[int]]]:
-    samples: dict[str, list[list[int]]] = {name: [] for name in competitors}
-    for _ in range(rounds):
-        for name in random.sample(list(competitors), len(competitors)):
-            samples[name].append(competitors[name]())
-    return samples
-
-
-def beside(watched: str, signaller: str, thresholds: list[tuple[str, int]]) -> list[int]:
+def beside(watched: str, signaller: str, signals: int, thresholds: list[tuple[str, int]]) -> list[int]:
     """What the loop sees while a thread registers all the thresholds, and again."""
     over = threading.Event()
 
@@ -106,14 +99,14 @@ def beside(watched: str, signaller: str, thresholds: list[tuple[str, int]]) -> l
         if thresholds:
             thread.start()
         try:
-            return latencies(signaller, watch._eventfd, _arrivals(monitor, lambda: None, LONGEST))[WARM_UP:]
+            return latencies(signaller, signals, watch._eventfd, _arrivals(monitor, lambda: None, LONGEST))
         finally:
             over.set()
             if thresholds:
                 thread.join()
 
 
-def inside(watched: str, signaller: str, thresholds: list[tuple[str, int]]) -> list[int]:
+def inside(watched: str, signaller: str, signals: int, thresholds: list[tuple[str, int]]) -> list[int]:
     """What it sees when it registers them itself, whenever there is nothing to read."""
     endless = cycle(thresholds)
     with Monitor(settle=SETTLE) as monitor:
@@ -122,7 +115,7 @@ def inside(watched: str, signaller: str, thresholds: list[tuple[str, int]]) -> l
         def register() -> None:
             monitor.watch_usage(*next(endless)).close()
 
-        return latencies(signaller, watch._eventfd, _arrivals(monitor, register, 0.0))[WARM_UP:]
+        return latencies(signaller, signals, watch._eventfd, _arrivals(monitor, register, 0.0))
 
 
 def _arrivals(monitor: Monitor, otherwise: Callable[[], None], timeout: float) -> Iterator[Arrival]:

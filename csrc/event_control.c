@@ -71,13 +71,16 @@ int memcg_register(const char *cgroup, const char *control_file, const char *arg
 
 /*
  * By its path first: to open a directory by its id, one that the kernel has no name for at hand, it reads the directory
- * above until it comes to it (exportfs_get_name()), which for 20,000 siblings takes minutes.
+ * above until it comes to it (exportfs_get_name()), which for 20,000 siblings takes minutes. So one with a path that is
+ * too long is not opened at all: whoever makes cgroups may make 20,000 such.
  */
 static int open_cgroup(int mount_fd, uint64_t device, const uint64_t *id, const char *path)
 {
     struct stat status;
     int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
+    if (fd < 0 && errno == ENAMETOOLONG)
+        return -errno;
     if (!id || mount_fd < 0)
         return fd < 0 ? -errno : fd;
     if (fd >= 0) {

@@ -23,8 +23,11 @@ from memcg_oom.events import (
     Stall,
     Unattributed,
     UsageCrossed,
+    Victim,
 )
+from memcg_oom.identity import Identity, identify
 from memcg_oom.monitor import Monitor
+from memcg_oom.pods import PodName, PodNames
 from memcg_oom.stalls import StallWatch
 from memcg_oom.tree import TreeWatch
 from memcg_oom.watch import AnyWatch, Watch
@@ -37,6 +40,7 @@ __all__ = [
     "Degraded",
     "Event",
     "EventFD",
+    "Identity",
     "MemcgError",
     "MemoryHigh",
     "MemoryMax",
@@ -46,6 +50,8 @@ __all__ = [
     "OomControl",
     "OomKill",
     "OomResolved",
+    "PodName",
+    "PodNames",
     "Pressure",
     "PressureWatch",
     "Removed",
@@ -57,7 +63,9 @@ __all__ = [
     "UnsupportedError",
     "UsageCrossed",
     "UsageWatch",
+    "Victim",
     "Watch",
     "__version__",
+    "identify",
     "register",
 ]

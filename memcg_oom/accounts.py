@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from memcg_oom.commit import Change
+    from memcg_oom.commit import Change, Column
     from memcg_oom.ledger import Ledger
     from memcg_oom.tree import TreeWatch
     from memcg_oom.watch import Watch
@@ -83,6 +83,11 @@ class Accounts:
             if not shared.holders:
                 del self._shared[directory_id]
 
+    def others(self, watch: Watch) -> set[int]:
+        """The keys of the other watches of its cgroup."""
+        shared = self._shared.get(watch._place.directory_id)
+        return set() if shared is None else shared.holders - {watch._key}
+
     def entry(self) -> Entry:
         """A new entry for the ledger."""
         return Entry(self._ledger, self._shared)
@@ -98,24 +103,24 @@ class Entry:
         self._since: dict[_Shared, int] = {}
         self._count = 0
 
-    def add(self, watch: Watch, kills: int) -> None:
-        """Takes what a look at the cgroup found: its counter."""
+    def add(self, watch: Watch, kills: int, settled: int = 0) -> None:
+        """Takes what a look at the cgroup found: its counter; of how many of these the ledger knows already."""
         shared = self._shared.get(watch._place.directory_id)
         account = watch if shared is None else shared
         before = self._until.get(account, account._accounted)
         if kills > before:
             self._until[account] = kills
-            self._count += kills - before
+            self._count += kills - before - settled
         if shared is not None:
             since = self._since.get(shared, shared.since)
             if since > _baseline(watch):
                 self._since[shared] = _baseline(watch)
                 self._count += since - _baseline(watch)
 
-    def commit(self, changes: list[Change]) -> None:
+    def commit(self, changes: list[Change], *columns: Column) -> None:
         """Makes all the changes, and those by which the kills are accounted for."""
         if self._count:
             accounted: list[Change] = [(account, "_accounted", kills) for account, kills in self._until.items()]
             since: list[Change] = [(shared, "since", kills) for shared, kills in self._since.items()]
             changes = changes + accounted + since + self._ledger.settle(self._count)
-        commit(changes)
+        commit(changes, *columns)

@@ -13,10 +13,10 @@ import os
 from memcg_oom.control import Control
 from memcg_oom.errors import UnsupportedError
 from memcg_oom.events import Pressure, UsageCrossed
-from memcg_oom.loop import NO_FD
 from memcg_oom.rounds import GAPS
 from memcg_oom.sizes import UNLIMITED, parse_size
-from memcg_oom.watch import AnyWatch
+from memcg_oom.trouble import Trouble
+from memcg_oom.watch import Signalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from memcg_oom.events import Event
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
-    from memcg_oom.rounds import Round
 
 LEVELS = ("low", "medium", "critical")
 MODES = ("default", "hierarchy", "local")
@@ -38,7 +37,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 _MARGIN = 1 << 20
 
 
-class Alarm(AnyWatch):
+class Alarm(Signalled):
     """A watch that is not for OOM, on v1.
 
     Args:
@@ -49,21 +48,13 @@ class Alarm(AnyWatch):
         interval: nanoseconds for which repetition is collected.
     """
 
-    __slots__ = ("_control", "_key", "_interval", "_held", "_gone", "_round", "_deadline")
+    __slots__ = ("_control", "_interval", "_deadline")
 
     def __init__(self, monitor: Monitor, place: Place, key: int, control: Control, interval: int) -> None:
-        super().__init__(monitor, place)
+        super().__init__(monitor, place, key, Trouble())
         self._control = control
-        self._key = key
         self._interval = interval
-        self._held = 0  # signals read from the eventfd that are not told yet
-        self._gone = False  # a look found the cgroup removed; Removed follows when its signals are in
-        self._round: Round | None = None  # that it waits in for these
         self._deadline = 0  # the end of the present interval, in nanoseconds of CLOCK_MONOTONIC; 0: there is none
-
-    @property
-    def _eventfd(self) -> int:
-        return self._key & NO_FD
 
     @property
     def _is_urgent(self) -> bool:
@@ -119,9 +110,9 @@ class UsageWatch(Alarm):
         changes: list[Change] = []
         stays_from = self.threshold - min(self.threshold // 64, _MARGIN)
         above = value >= (stays_from if self.above and not over else self.threshold)
-        if above != self.above or (over and self._held):
-            events.append(self._crossed(above, value, self._held, time_ns))
-            changes += [(self, "above", above), (self, "_held", 0)]
+        if above != self.above or (over and self._trouble.held):
+            events.append(self._crossed(above, value, self._trouble.held, time_ns))
+            changes += [(self, "above", above), (self._trouble, "held", 0)]
         return [*changes, (self, "_deadline", 0)] if over else changes
 
     def __repr__(self) -> str:
@@ -162,9 +153,9 @@ class PressureWatch(Alarm):
 
     def _judge(self, value: int, now: int, time_ns: int, events: list[Event]) -> list[Change]:
         over = now >= self._deadline
-        if self._held and (over or not self._repeating):
-            events.append(self._event(self._held, time_ns))
-            changes: list[Change] = [(self, "_held", 0), (self, "_repeating", True)]
+        if self._trouble.held and (over or not self._repeating):
+            events.append(self._event(self._trouble.held, time_ns))
+            changes: list[Change] = [(self._trouble, "held", 0), (self, "_repeating", True)]
             return [*changes, (self, "_deadline", now + self._interval)] if over else changes
         return [(self, "_repeating", False), (self, "_deadline", 0)] if over else []
 

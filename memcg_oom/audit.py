@@ -10,7 +10,8 @@ import time
 
 from memcg_oom.commit import close_all, commit
 from memcg_oom.events import Unattributed
-from memcg_oom.host import HostCounter, KernelLog
+from memcg_oom.host import HostCounter
+from memcg_oom.kernel_log import KernelLog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from memcg_oom.complaints import Complaints
     from memcg_oom.discovery import Discovery
     from memcg_oom.events import Event
+    from memcg_oom.hierarchy import Hierarchy
     from memcg_oom.ledger import Ledger
     from memcg_oom.v1 import V1Watches
     from memcg_oom.v2 import V2Watches
+    from memcg_oom.victims import Victims
     from memcg_oom.watch import Watch
 
 # Nanoseconds from the call for an audit to its beginning: an OOM that was signalled is told by then without it.
@@ -49,6 +52,7 @@ class Audit:
         discovery: finds cgroups that appeared and are not watched yet.
         complaints: makes Degraded events.
         ledger: what was told.
+        victims: what reads the log.
         settle: nanoseconds.
         period: nanoseconds; 0: no audits.
     """
@@ -60,6 +64,7 @@ class Audit:
         discovery: Discovery,
         complaints: Complaints,
         ledger: Ledger,
+        victims: Victims,
         settle: int,
         period: int,
     ) -> None:
@@ -68,24 +73,27 @@ class Audit:
         self._discovery = discovery
         self._complaints = complaints
         self._ledger = ledger
+        self._victims = victims
         self._settle = settle
         self._period = period
         self._counter: HostCounter | None = None
-        self._log: KernelLog | None = None
-        self._fds: list[int] = []  # theirs
-        self._unheard = False  # whether something may have been read from the log and lost
+        self._has_log = False
+        self._fds: list[int] = []  # of the counter and the log
         self._rest: list[Watch] | None = None  # of the sweep that is under way
         self._host = 0  # the host's counter when it began
         self._complete = True  # whether all that it looked at could be read
         self._cost = 0  # nanoseconds
         self._earliest = 0  # when the next may begin
+        self._began = 0  # when it did
         self._suspected = 0  # the host's counter when a sweep began that did not explain all of its kills; 0: none
+        self._ripe = 0  # from when on a sweep that does not either says that they are nobody's
         self._again = False  # whether it was called for meanwhile
 
-    def open(self, add_to_loop: Callable[[list[int]], None]) -> list[Change]:
+    def open(self, hierarchy: Hierarchy, add_to_loop: Callable[[list[int]], None]) -> list[Change]:
         """Opens the host's counter and its log; returns the changes by which they are the monitor's.
 
         Args:
+            hierarchy: that is watched.
             add_to_loop: adds descriptors to the epoll set, none of them too.
 
         Raises:
@@ -98,9 +106,10 @@ class Audit:
         try:
             host = counter.read()
             try:
-                log = KernelLog() if self._period else None
+                log = KernelLog() if self._victims.wanted else None
             except OSError as error:
                 changes = self._complaints.no_log(error, self._period / 1e9, events)
+            changes += self._victims.open(self._watches, hierarchy, log, events)
             add_to_loop([] if log is None else [log.fd])
         except BaseException:
             close_all([one.fd for one in (counter, log) if one is not None])
@@ -110,7 +119,7 @@ class Audit:
             (self, "_fds", [one.fd for one in (counter, log) if one is not None]),
             (self, "_counter", counter),
             (self._watches, "counter", counter),
-            (self, "_log", log),
+            (self, "_has_log", log is not None),
             *self._ledger.open(host),
             *self._watches.tell(events),
         ]
@@ -118,19 +127,11 @@ class Audit:
     def cover(self) -> None:
         """Begins the ledger anew: from now on all kills of the host are its business."""
         assert self._counter is not None  # opened with the first watch
-        commit(self._ledger.open(self._counter.read()))
+        commit(self._ledger.open(self._counter.read()) + self._victims.begin_anew())
 
     def close(self) -> None:
         """Closes what open() has opened; harmless when done again, and in a forked child too."""
         close_all(self._fds)
-
-    def hear(self, now: int) -> None:
-        """Reads the log, if there is one."""
-        if self._log is not None:
-            unheard, self._unheard = self._unheard, True
-            if self._log.says_killed() or unheard:
-                self.call(now)
-            self._unheard = False
 
     def next_due(self) -> int:
         """When step() wants to be called, at the latest; 0: not at all."""
@@ -142,7 +143,7 @@ class Audit:
         """Whether there is something that nothing but an audit tells of."""
         if not self._period or self._counter is None:
             return False
-        return self._log is None or bool(self._watches.polled) or self._discovery.needs_audit
+        return not self._has_log or bool(self._watches.polled) or self._discovery.needs_audit
 
     def call(self, now: int, delay: int = GRACE) -> None:
         """Asks for an audit: something may have been killed."""
@@ -169,12 +170,14 @@ class Audit:
             if now < self._earliest:
                 self.due = self._earliest
                 return
-            self._host = host
+            self._host, self._began = host, now
+            # A tree in which something cannot be opened is listed again: that takes its share too.
+            before = time.monotonic_ns()
             self._complete = self._discovery.audit()
+            self._cost = time.monotonic_ns() - before
             self._rest = list((self._watches.by_key if missing else self._watches.polled).values())
             if missing:
                 self._rest += self._discovery.left_out()
-            self._cost = 0
         chunk, rest = self._rest[:CHUNK], self._rest[CHUNK:]
         before = time.monotonic_ns()
         # In this order, and the rest is cut off afterwards: an exception finds everything still to be looked at.
@@ -191,10 +194,15 @@ class Audit:
         """After a sweep."""
         missing = self._ledger.proven(self._host)
         if self._complete:
-            if self._suspected and (suspects := self._ledger.proven(self._suspected)):
+            # It may have been called for before a settle period was over: then the first suspicion stands.
+            is_ripe = not self._suspected or self._began >= self._ripe
+            if self._suspected and is_ripe and (suspects := self._ledger.proven(self._suspected)):
                 self._unattributed(suspects)
                 missing -= suspects
-            self._suspected = self._host if missing else 0
+            if not missing:
+                self._suspected = 0
+            elif is_ripe:
+                self._suspected, self._ripe = self._host, now + self._settle
         if missing or not self._complete:
             self.due = max(self._earliest, now + self._settle)
         else:
@@ -203,9 +211,14 @@ class Audit:
     def _unattributed(self, count: int) -> None:
         """So many kills are nobody's. Where the watches do not cover the host that is nobody's business."""
         events: list[Event] = []
+        changes = self._ledger.settle(count)
         if self._watches.covering is not None:
-            events.append(Unattributed(time_ns=time.time_ns(), count=count))
-        commit(self._ledger.settle(count) + self._watches.tell(events))
+            victims, told = self._victims.nobodys(count)
+            events.append(Unattributed(time_ns=time.time_ns(), count=count, victims=victims))
+            changes += told
+        else:
+            changes += self._victims.settled()
+        commit(changes + self._watches.tell(events))
 
     def _next(self, now: int) -> None:
         if self._again:

@@ -25,11 +25,11 @@ class Entry:
         self._kills = 0
         self._accounted: dict[Node, tuple[int, int]] = {}
 
-    def add(self, node: Node, kills: int, ooms: int) -> None:
-        """So many of this cgroup are accounted for."""
+    def add(self, node: Node, kills: int, ooms: int, settled: int = 0) -> None:
+        """So many of this cgroup are accounted for; of how many of these the host's ledger knows already."""
         if not (kills or ooms):
             return
-        self._kills += kills
+        self._kills += kills - settled
         for one in node.line():
             if (before := self._accounted.get(one, one.accounted)) is not None:
                 self._accounted[one] = (before[0] + kills, before[1] + ooms)

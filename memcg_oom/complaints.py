@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _MORE_FDS = "raise RLIMIT_NOFILE (ulimit -n; LimitNOFILE= in a systemd unit)"
 
+IN_THE_HOSTS = (
+    "run it in the host's namespaces (docker run --pid=host --cgroupns=host; hostPID: true), or with all of the host's "
+    "/sys/fs/cgroup in it"
+)
+
 # What inotify refuses a watch for, and what to do about it: inotify(7).
 _INOTIFY_LIMITS = {
     errno.ENOSPC: ("no inotify watches left for more cgroups", "raise fs.inotify.max_user_watches"),
@@ -84,12 +89,15 @@ class Complaints:
         """A directory, or a new cgroup, that could not be opened: it is tried again with each audit."""
         if error == errno.EAGAIN:
             return []
+        remedy = _MORE_FDS if error in NO_FDS else "let the watcher read the hierarchy"
+        if error == errno.ENAMETOOLONG:
+            remedy = "have whoever makes cgroups keep their paths below 4,096 bytes"
         return self._once(
             ("discovery", error),
             events,
             f"cgroups cannot be opened: {os.strerror(error)}",
             "new ones are found late, by an audit; kills in those that go before are unattributed",
-            _MORE_FDS if error in NO_FDS else "let the watcher read the hierarchy",
+            remedy,
         )
 
     def unfollowed(self, kind: str, events: list[Event]) -> list[Change]:
@@ -134,12 +142,39 @@ class Complaints:
         remedy = "write 1 to its cgroup.pressure, and watch it again"
         events.append(Degraded(time_ns=time.time_ns(), what=what, cost=cost, remedy=remedy))
 
+    def in_namespace(self, by_pid: bool, by_path: bool, events: list[Event]) -> list[Change]:
+        """The log speaks of pids, or of cgroups, that are called otherwise in this process's namespaces."""
+        lacking = " and ".join(
+            name for name, has_it in (("a pid namespace", by_pid), ("a cgroup namespace", by_path)) if not has_it
+        )
+        cost = "none is" if not (by_pid or by_path) else "of more than ten kills in five seconds, only some are"
+        if by_pid and not by_path:
+            cost = "only those are whose tasks were seen when their cgroup's OOM was signalled"
+        return self._once(
+            ("namespace", lacking),
+            events,
+            f"the kernel's log can be matched to cgroups in part only: this process is in {lacking} of its own",
+            f"OomKill.victims: {cost} found",
+            IN_THE_HOSTS,
+        )
+
+    def overrun_log(self, events: list[Event]) -> list[Change]:
+        """The kernel has overwritten records before they were read."""
+        return self._once(
+            "overrun",
+            events,
+            "the kernel's log was written faster than it was read: records were lost",
+            "kills without their victims, which are looked for until the settle period is over",
+            "boot with a larger log_buf_len, and have the events taken promptly",
+        )
+
     def no_log(self, error: OSError, period: float, events: list[Event]) -> list[Change]:
         """The kernel log cannot be read."""
+        late = f"a kill without a signal (the whole host out of memory, sysrq-f) is told up to {period:g} s late, and "
         return self._once(
             "log",
             events,
             f"{os.fsdecode(error.filename)} cannot be read: {error.strerror}",
-            f"a kill without a signal (the whole host out of memory, sysrq-f) is told up to {period:g} s late",
-            "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0",
+            f"{late if period else ''}OomKill.victims is empty",
+            "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0; or do without: Monitor(victims=False)",
         )

@@ -8,7 +8,7 @@ from memcg_oom._native import lib
 from memcg_oom.commit import commit
 from memcg_oom.events import Created
 from memcg_oom.search import Search
-from memcg_oom.sources import open_source
+from memcg_oom.sources import MOVED_TO, open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Discovery:
     def __init__(self, monitor: Monitor, loop: Loop, watches: V1Watches | V2Watches, complaints: Complaints) -> None:
         self.trees = watches.trees
         self.sources: dict[str, Source] = {}
+        # Of monitor.py: what is called before somebody new is watched, of whom the log has not said anything yet.
+        self.hear_log: Callable[[], None] = lambda: None
         self._monitor = monitor
         self._loop = loop
         self._watches = watches
@@ -96,8 +98,9 @@ class Discovery:
         # What an exception loses on the way, a rescan finds.
         reading, self._reading = self._reading, True
         changes: list[Change] = []
+        scanning = any(tree._backlog is not None for tree in self.trees)
         for source in self.sources.values():
-            changes += source.changes()
+            changes += source.changes(scanning)
         self._watches.changed(changes)
         for tree in self.trees:
             if tree._backlog is not None:
@@ -107,7 +110,7 @@ class Discovery:
                     tree._source.overflowed = True
         self._pending += changes
         self._reading = reading
-        self._apply([change for change in changes if change[2]])
+        self._apply([change for change in changes if change[2] & MOVED_TO])
 
     def discover(self) -> None:
         """Acts upon what was heard, and lists everything again where something was lost."""
@@ -176,6 +179,8 @@ class Discovery:
 
     def _take_in(self, search: Search, changes: list[StateChange], *, created: bool) -> None:
         tree = search.tree
+        if search.found:
+            self.hear_log()
         if search.found or search.followed or search.troubles or changes:
             self._watches.watch(
                 self._monitor,

@@ -1,22 +1,19 @@
-"""What a Monitor tells: one immutable, keyword-only object an event.
-
-Written out rather than made by the dataclasses module, whose import alone takes longer than that of the whole package.
-"""
+"""What a Monitor tells: one immutable, keyword-only object an event."""
 
 from __future__ import annotations
 
+from memcg_oom.record import Record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from memcg_oom.alarms import PressureWatch, UsageWatch
     from memcg_oom.stalls import StallWatch
     from memcg_oom.watch import AnyWatch, Watch
 
-_set = object.__setattr__
+_set = object.__setattr__  # a record's own __init__ alone may set its fields
 
 
-class Event:
+class Event(Record):
     """The base of all events. Two events are equal when they are of one class and all their fields are.
 
     Attributes:
@@ -29,30 +26,66 @@ class Event:
     def __init__(self, *, time_ns: int) -> None:
         _set(self, "time_ns", time_ns)
 
-    @classmethod
-    def fields(cls) -> tuple[str, ...]:
-        """The names of all fields, the base's first."""
-        return tuple(name for base in reversed(cls.__mro__) for name in base.__dict__.get("__slots__", ()))
 
-    def _values(self) -> tuple[object, ...]:
-        return tuple(getattr(self, name) for name in self.fields())
+class Victim(Record):
+    """A task that the OOM killer killed, in the words of the kernel's log (__oom_kill_process(), dump_oom_victim()).
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable")
+    Attributes:
+        pid: as the host's first pid namespace counts, whatever namespace the reader is in.
+        comm: the name of the task, at most 15 bytes that it has chosen itself; what is not UTF-8 has surrogate escapes,
+            as os.fsdecode() makes them.
+        uid: its real user, as the first user namespace counts; None on a kernel before 5.5.
+        anon_rss, file_rss, shmem_rss: resident memory of each kind, in bytes.
+        total_vm: the size of its address space, in bytes.
+        oom_memcg: the cgroup whose limit was hit, as a path from the hierarchy's root; "/" where the whole host was out
+            of memory (or part of it that tasks are bound to); None where the kernel did not say: it does at most ten
+            times in five seconds, for all of the host.
+        task_memcg: the cgroup that the task was in, or None, as before.
+    """
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable")
+    __slots__ = (
+        "pid",
+        "comm",
+        "uid",
+        "anon_rss",
+        "file_rss",
+        "shmem_rss",
+        "total_vm",
+        "oom_memcg",
+        "task_memcg",
+    )
+    pid: int
+    comm: str
+    uid: int | None
+    anon_rss: int | None
+    file_rss: int | None
+    shmem_rss: int | None
+    total_vm: int | None
+    oom_memcg: str | None
+    task_memcg: str | None
 
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._values()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields())})"
+    def __init__(
+        self,
+        *,
+        pid: int,
+        comm: str,
+        uid: int | None,
+        anon_rss: int | None,
+        file_rss: int | None,
+        shmem_rss: int | None,
+        total_vm: int | None,
+        oom_memcg: str | None,
+        task_memcg: str | None,
+    ) -> None:
+        _set(self, "pid", pid)
+        _set(self, "comm", comm)
+        _set(self, "uid", uid)
+        _set(self, "anon_rss", anon_rss)
+        _set(self, "file_rss", file_rss)
+        _set(self, "shmem_rss", shmem_rss)
+        _set(self, "total_vm", total_vm)
+        _set(self, "oom_memcg", oom_memcg)
+        _set(self, "task_memcg", task_memcg)
 
 
 class CgroupEvent(Event):
@@ -104,19 +137,37 @@ class OomKill(CgroupEvent):
         count: by how much it moved since it was last read.
         group: on v2, whether the kernel killed the whole cgroup, as memory.oom.group says. It counts its first victim
             twice then, so that `count` is too high by one for each time.
+        victims: who they were, as far as the kernel's log tells it for certain; empty where it may not be read, or with
+            Monitor(victims=False). The event waits for that, `settle` seconds at the most.
+        limit_cgroup: the absolute path of the cgroup whose limit was hit, where that is known: this one, or one above
+            it; the hierarchy's root where the whole host was out of memory.
     """
 
-    __slots__ = ("count", "group")
+    __slots__ = ("count", "group", "victims", "limit_cgroup")
     watch: Watch
     count: int
     group: bool
+    victims: tuple[Victim, ...]
+    limit_cgroup: str | None
 
-    def __init__(self, *, time_ns: int, cgroup: str, watch: Watch, count: int, group: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        time_ns: int,
+        cgroup: str,
+        watch: Watch,
+        count: int,
+        group: bool = False,
+        victims: tuple[Victim, ...] = (),
+        limit_cgroup: str | None = None,
+    ) -> None:
         _set(self, "time_ns", time_ns)
         _set(self, "cgroup", cgroup)
         _set(self, "watch", watch)
         _set(self, "count", count)
         _set(self, "group", group)
+        _set(self, "victims", victims)
+        _set(self, "limit_cgroup", limit_cgroup)
 
 
 class _Counted(CgroupEvent):
@@ -261,7 +312,8 @@ class Removed(CgroupEvent):
 
     Attributes:
         unresolved: OOMs, of those reported, whose outcome nobody can know because the cgroup went before its counter
-            could be read once more; an upper bound of the kills that are missing from its OomKill events.
+            could be read once more, and the kernel's log did not tell it; an upper bound of the kills that are missing
+            from its OomKill events.
     """
 
     __slots__ = ("unresolved",)
@@ -290,16 +342,19 @@ class Unattributed(Event):
     Attributes:
         count: how many, by oom_kill in /proc/vmstat, or in memory.events.
         ooms: on v2, how many OOMs there were of which nobody can tell whose they are.
+        victims: who they were, as OomKill.victims.
     """
 
-    __slots__ = ("count", "ooms")
+    __slots__ = ("count", "ooms", "victims")
     count: int
     ooms: int
+    victims: tuple[Victim, ...]
 
-    def __init__(self, *, time_ns: int, count: int, ooms: int = 0) -> None:
+    def __init__(self, *, time_ns: int, count: int, ooms: int = 0, victims: tuple[Victim, ...] = ()) -> None:
         _set(self, "time_ns", time_ns)
         _set(self, "count", count)
         _set(self, "ooms", ooms)
+        _set(self, "victims", victims)
 
 
 class Degraded(Event):

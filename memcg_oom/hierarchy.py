@@ -19,20 +19,25 @@ from memcg_oom.commit import close_all
 from memcg_oom.control import OOM
 from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
-from memcg_oom.paths import directory_status
+from memcg_oom.paths import directory_status, read_file
 from memcg_oom.sources import Inotify
 from memcg_oom.threads import processors, side_by_side
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import TypeVar
+    from typing import Protocol, TypeVar
 
     from memcg_oom.control import Control
     from memcg_oom.found import Counters
     from memcg_oom.mounts import Mount
 
-    _Kind = TypeVar("_Kind")
+    class _Part(Protocol):
+        """What one thread looks at."""
+
+        def run(self) -> None: ...
+
+    _Kind = TypeVar("_Kind", bound=_Part)
 
 # What a look at a control file fails with when its cgroup was removed, and with nothing else.
 GONE = frozenset({errno.ESTALE, errno.ENOENT, errno.ENODEV})
@@ -63,33 +68,57 @@ class Place:
         parent: the place whose name its path goes on from: a rename of that one moves this one.
         name: its name there; without a parent the absolute path.
         directory_id: the kernfs id (st_ino) of its directory.
-        control_id: the kernfs id (st_ino) of its memory.oom_control, on v2 of its memory.events.local; there 0 where
-            the memory controller is off.
-        base: the topmost directory of the file system on the way to it; only where files cannot be opened by id.
-        lineage: the inodes from below `base` down to its own.
+        control: how far from that the id of its control file is, which was made right after it: a small number costs
+            no memory. None where there is no such file: on v2 where the memory controller is off.
     """
 
-    __slots__ = ("parent", "name", "directory_id", "control_id", "base", "lineage")
+    __slots__ = ("parent", "name", "directory_id", "control")
 
     def __init__(self, parent: Place | None, name: str, directory_id: int, control_id: int) -> None:
         self.parent = parent
         self.name = name
         self.directory_id = directory_id
-        self.control_id = control_id
-        self.base = ""
-        self.lineage: tuple[int, ...] = ()
+        self.control = control_id - directory_id if control_id else None
+
+    @property
+    def control_id(self) -> int:
+        """The kernfs id (st_ino) of its memory.oom_control, on v2 of its memory.events.local; 0 where it has none."""
+        return 0 if self.control is None else self.directory_id + self.control
 
     @property
     def path(self) -> str:
         """The absolute path where it was last seen."""
-        return self.name if self.parent is None else f"{self.parent.path}/{self.name}"
+        parent = self.parent
+        if parent is None:
+            return self.name
+        names = [self.name]
+        while parent is not None:  # no recursion: a hierarchy may be deeper than Python's stack
+            names.append(parent.name)
+            parent = parent.parent
+        names.reverse()
+        return "/".join(names)
 
     @path.setter
     def path(self, path: str) -> None:
-        if self.parent is None:
-            self.name = path
-        else:
-            self.parent.path, _, self.name = path.rpartition("/")
+        place = self
+        while place.parent is not None:
+            path, _, place.name = path.rpartition("/")
+            place = place.parent
+        place.name = path
+
+
+class TracedPlace(Place):
+    """Where a cgroup is, for those who cannot open files by id.
+
+    Attributes:
+        base: the topmost directory of the file system on the way to it.
+        lineage: the inodes from below `base` down to its own.
+    """
+
+    __slots__ = ("base", "lineage")
+
+    base: str
+    lineage: tuple[int, ...]
 
 
 class Hierarchy:
@@ -100,6 +129,7 @@ class Hierarchy:
     Synchronization: the caller's; a Monitor looks under its lock.
 
     Attributes:
+        is_whole: whether the hierarchy's own root is what is mounted, not a cgroup namespace's or another one's.
         inotify: on v2 the instance that tells of events in all cgroups, or None where there was none left.
 
     Args:
@@ -124,6 +154,7 @@ class Hierarchy:
                 with suppress(OSError):  # none left: whoever wants to follow something says so
                     self.inotify = Inotify()
                     self._door.append(self.inotify.fd)
+            self.is_whole = self.is_root(os.fstat(self._fd).st_ino)
             self.by_id = self._can_open_by_id()
             self._take_spare()
         except BaseException:
@@ -148,6 +179,16 @@ class Hierarchy:
         finally:
             os.close(fd)
 
+    def path_in_log(self, name: str) -> str | None:
+        """Where a cgroup is that the kernel's log names, from the hierarchy's own root; None: it cannot be seen here.
+
+        To a cgroup namespace mountinfo says where that is from the namespace's root (cgroup_show_path()), which helps
+        only if the whole hierarchy is mounted.
+        """
+        if self.is_whole:
+            return os.path.normpath(f"{self.mount.point}/{name}")
+        return self.mount.path_of(name)
+
     @property
     def id_fd(self) -> int:
         """The descriptor that ids are resolved through, or -1 where they cannot be."""
@@ -164,9 +205,10 @@ class Hierarchy:
         Raises:
             FileNotFoundError: it was removed meanwhile.
         """
-        place = Place(None, path, directory_id, control_id)
-        if not self.by_id:
-            place.base, place.lineage = self._lineage(path, directory_id)
+        if self.by_id:
+            return Place(None, path, directory_id, control_id)
+        place = TracedPlace(None, path, directory_id, control_id)
+        place.base, place.lineage = self._lineage(path, directory_id)
         return place
 
     def find(self, path: str) -> Place:
@@ -193,9 +235,10 @@ class Hierarchy:
 
     def child(self, parent: Place, name: str, directory_id: int, control_id: int) -> Place:
         """Where a cgroup is that was found in the directory of another."""
-        place = Place(parent, name, directory_id, control_id)
-        if not self.by_id:
-            place.base, place.lineage = parent.base, (*parent.lineage, directory_id)
+        if not isinstance(parent, TracedPlace):
+            return Place(parent, name, directory_id, control_id)
+        place = TracedPlace(parent, name, directory_id, control_id)
+        place.base, place.lineage = parent.base, (*parent.lineage, directory_id)
         return place
 
     @contextmanager
@@ -217,6 +260,24 @@ class Hierarchy:
             if fds and fds[0] >= 0:
                 os.close(fds[0])  # the first call here: no signal handler runs before it
             self._take_spare()
+
+    def tasks(self, place: Place, length: int) -> list[int]:
+        """The processes in a cgroup, by the pids that this process sees; none if it is not at its path, or unreadable.
+
+        Args:
+            place: where it is.
+            length: of the list, in bytes; what is beyond is left out.
+        """
+        path = place.path
+        try:
+            text = read_file(f"{path}/cgroup.procs", length)
+            status = os.stat(path)
+        except OSError:
+            return []
+        # Afterwards: who came to this path before it was opened is still here, or has made room for another.
+        if (status.st_ino, status.st_dev) != (place.directory_id, self.device):
+            return []
+        return [int(pid) for pid in text[: text.rfind(b"\n") + 1].split()]
 
     def _open_directory(self, place: Place, fds: list[int]) -> None:
         if self.by_id:
@@ -279,11 +340,17 @@ class Hierarchy:
         Returns:
             For each its value (of memory.oom_control, oom_kill) or -errno, and whether the file says under_oom.
         """
-        found = self._look(places, range(len(places)), control)
+        found = self._look(places, control)
+        if min(found, default=(0, 0))[0] < 0:
+            self._look_again(places, control, found)
+        return found
+
+    def _look_again(self, places: Sequence[Place], control: Control, found: list[tuple[int, int]]) -> None:
+        """A second look where the first has failed for a reason that need not last."""
         short = [i for i, (value, _) in enumerate(found) if -value in NO_FDS]
         if short:
             self._give_up_spare()
-            for i, result in zip(short, self._look(places, short, control), strict=True):
+            for i, result in zip(short, self._look([places[i] for i in short], control), strict=True):
                 found[i] = result
         gone = [i for i, (value, _) in enumerate(found) if -value in GONE]
         if gone and self.by_id:
@@ -296,7 +363,6 @@ class Hierarchy:
             for i in gone:
                 found[i] = self._look_elsewhere(places[i], control)
         self._take_spare()
-        return found
 
     def counters(self, places: Sequence[Place]) -> list[Counters]:
         """Reads what memory.events.local of each v2 cgroup counts; the first of them may be -errno instead.
@@ -304,11 +370,17 @@ class Hierarchy:
         An errno of GONE proves that the cgroup is gone, OFF that it is there without the memory controller; EAGAIN says
         that nobody could tell just now.
         """
-        found = self._count(places, range(len(places)))
+        found = self._count(places)
+        if min(found, default=(0,))[0] < 0:
+            self._count_again(places, found)
+        return found
+
+    def _count_again(self, places: Sequence[Place], found: list[Counters]) -> None:
+        """As _look_again()."""
         short = [i for i, counters in enumerate(found) if -counters[0] in NO_FDS]
         if short:
             self._give_up_spare()
-            for i, counters in zip(short, self._count(places, short), strict=True):
+            for i, counters in zip(short, self._count([places[i] for i in short]), strict=True):
                 found[i] = counters
             self._take_spare()
         lost = [i for i, counters in enumerate(found) if -counters[0] in GONE]
@@ -323,11 +395,9 @@ class Hierarchy:
                     continue
                 # The kernel says ESTALE as well when it has no memory for the inode.
                 found[i] = (-errno.EAGAIN if is_same else -OFF, 0, 0, 0, 0)
-        return found
 
-    def _count(self, places: Sequence[Place], which: Sequence[int]) -> list[Counters]:
-        slices = self._sliced(_Counting, [places[i] for i in which])
-        side_by_side([one.run for one in slices])
+    def _count(self, places: Sequence[Place]) -> list[Counters]:
+        slices = self._in_slices(_Counting, places)
         return [counters for one in slices for counters in _COUNTERS.iter_unpack(one.found)]
 
     def subtrees(self, places: Sequence[Place]) -> list[Counters]:
@@ -342,15 +412,19 @@ class Hierarchy:
         )
         return list(_COUNTERS.iter_unpack(found))
 
-    def _sliced(self, kind: Callable[[Hierarchy, Sequence[Place]], _Kind], places: Sequence[Place]) -> list[_Kind]:
-        """What one call each looks at; several for several processors where that pays."""
-        parts = min(processors(), len(places) // SLICE) or 1
-        size = -(-len(places) // parts)
-        return [kind(self, places[at : at + size]) for at in range(0, len(places), size or 1)]
+    def _in_slices(self, kind: Callable[[Hierarchy, Sequence[Place]], _Kind], places: Sequence[Place]) -> list[_Kind]:
+        """Has one call each look at a part; several, on several processors, where that pays."""
+        if len(places) < 2 * SLICE:
+            slices = [kind(self, places)]
+            slices[0].run()
+        else:
+            size = -(-len(places) // min(processors(), len(places) // SLICE))
+            slices = [kind(self, places[at : at + size]) for at in range(0, len(places), size)]
+            side_by_side([one.run for one in slices])
+        return slices
 
-    def _look(self, places: Sequence[Place], which: Sequence[int], control: Control) -> list[tuple[int, int]]:
-        slices = self._sliced(lambda *part: _Slice(control, *part), [places[i] for i in which])
-        side_by_side([one.run for one in slices])
+    def _look(self, places: Sequence[Place], control: Control) -> list[tuple[int, int]]:
+        slices = self._in_slices(lambda *part: _Slice(control, *part), places)
         return [row for one in slices for row in zip(one.values, one.under_oom, strict=True)]
 
     def _give_up_spare(self) -> None:
@@ -367,8 +441,9 @@ class Hierarchy:
 
     def follow(self, places: Sequence[Place]) -> None:
         """Brings the paths of cgroups that were renamed, or lie in one that was, up to date."""
-        moved = [place for place, has_moved in zip(places, self.moved(places), strict=True) if has_moved]
-        if moved:
+        elsewhere = self.moved(places)
+        if any(elsewhere):
+            moved = [place for place, has_moved in zip(places, elsewhere, strict=True) if has_moved]
             self._give_up_spare()
             for place in moved:
                 try:
@@ -378,13 +453,18 @@ class Hierarchy:
                 place.path = found or place.path
             self._take_spare()
 
-    def moved(self, places: Sequence[Place]) -> array[int]:
-        """Whether each cgroup is not at its path: it was renamed, or it is gone."""
+    def moved(self, places: Sequence[Place], paths: Sequence[str] | None = None) -> array[int]:
+        """Whether each cgroup is not at its path: it was renamed, or it is gone.
+
+        Args:
+            places: the cgroups.
+            paths: theirs, of whoever has made them up already.
+        """
         moved = array("B", bytes(len(places)))
         lib.memcg_moved_many(
             self.device,
             ffi.from_buffer("uint64_t[]", array("Q", [place.directory_id for place in places])),
-            ffi.from_buffer(pack_paths([place.path for place in places])),
+            ffi.from_buffer(pack_paths([place.path for place in places] if paths is None else paths)),
             len(places),
             ffi.from_buffer("uint8_t[]", moved),
         )
@@ -410,7 +490,7 @@ class Hierarchy:
             if path is None:
                 return -errno.ESTALE, 0
             place.path = path
-            (found,) = self._look([place], [0], control)
+            (found,) = self._look([place], control)
             if -found[0] not in GONE:
                 return found
         return -errno.EAGAIN, 0
@@ -434,6 +514,7 @@ class Hierarchy:
         A cgroup with children cannot be removed, and v1 renames stay within the parent: so an ancestor that is
         missing from its parent's listing proves that everything below it is gone.
         """
+        assert isinstance(place, TracedPlace)  # whoever comes here cannot open by id
         path = place.base
         for inode in place.lineage:
             with os.scandir(path) as entries:

@@ -1,14 +1,11 @@
-"""What the host as a whole says about OOM kills: its counter, and its log."""
+"""What the host as a whole counts of OOM kills."""
 
 from __future__ import annotations
 
 import os
 
 VMSTAT = "/proc/vmstat"
-KMSG = "/dev/kmsg"
 
-_RECORD = 8192  # bytes: the longest that the kernel gives (CONSOLE_EXT_LOG_MAX)
-_RECORDS = 1000  # in a row; what is left keeps the descriptor readable
 _KEY = b"\noom_kill "
 
 
@@ -37,34 +34,3 @@ class HostCounter:
             if (start := text.find(_KEY)) >= 0 and (end := text.find(b"\n", start + 1)) >= 0:
                 return int(text[start + len(_KEY) : end])
         return 0  # before 4.13; but then memory.oom_control does not count either, and nothing can be watched
-
-
-class KernelLog:
-    """The kernel's log from here on, /dev/kmsg.
-
-    The line of a kill is never left out, other than most of what surrounds it (__oom_kill_process() prints it with
-    pr_err, not ratelimited), and it comes after both counters have risen.
-
-    Raises:
-        OSError: it may not be read: CAP_SYSLOG is missing and kernel.dmesg_restrict is 1, or there is no such device.
-    """
-
-    def __init__(self) -> None:
-        self.fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.lseek(self.fd, 0, os.SEEK_END)
-        except BaseException:
-            os.close(self.fd)
-            raise
-
-    def says_killed(self) -> bool:
-        """Whether any of the records since the last call may be about a kill."""
-        killed = False
-        for _ in range(_RECORDS):
-            try:
-                killed |= b"Killed process" in os.read(self.fd, _RECORD)
-            except BlockingIOError:
-                break
-            except BrokenPipeError:
-                killed = True  # some were overwritten before they were read
-        return killed

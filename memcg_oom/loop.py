@@ -38,6 +38,19 @@ class Loop:
         self._serial = (self._serial + 1) % _SERIALS
         return flags | self._serial << 32 | fd
 
+    def mark(self) -> int:
+        """For is_older(): of this moment."""
+        return self._serial
+
+    @staticmethod
+    def is_older(key: int, mark: int) -> bool:
+        """Whether a key (without flags) was given before a moment. Serials come round again, after two milliards."""
+        return (mark - (key >> 32)) % _SERIALS < _SERIALS // 2
+
+    def age(self, key: int) -> int:
+        """How many keys (without flags) were given since this one."""
+        return (self._serial - (key >> 32)) % _SERIALS
+
     def add(self, keys: list[int]) -> None:
         """Adds descriptors by their keys, all or none.
 

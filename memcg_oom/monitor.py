@@ -22,7 +22,7 @@ from memcg_oom.alarms import (
     usage_control,
 )
 from memcg_oom.audit import Audit
-from memcg_oom.commit import Outbox, close_all, commit
+from memcg_oom.commit import close_all, commit
 from memcg_oom.complaints import Complaints
 from memcg_oom.discovery import Discovery
 from memcg_oom.errors import UnsupportedError, check, os_error
@@ -30,14 +30,17 @@ from memcg_oom.events import MemoryHigh, MemoryMax
 from memcg_oom.hierarchy import ROOT_ID, Hierarchy
 from memcg_oom.ledger import Ledger
 from memcg_oom.loop import Loop
+from memcg_oom.outbox import Outbox
 from memcg_oom.paths import absolute
 from memcg_oom.registration import Registrations, registered
 from memcg_oom.search import Search
 from memcg_oom.sources import check_kind
 from memcg_oom.stalls import Stalls, StallWatch, check_trigger, find, open_trigger
 from memcg_oom.tree import TreeWatch
+from memcg_oom.trouble import CALM
 from memcg_oom.v1 import V1Watches
 from memcg_oom.v2 import V2Watches
+from memcg_oom.victims import Victims
 from memcg_oom.watch import Watch
 
 TYPE_CHECKING = False
@@ -75,16 +78,20 @@ class Monitor:
     handler as well. After fork(2) the child's copy is closed and the parent's works on.
 
     A kill may come without any signal: the whole host ran out of memory, say. So whenever the kernel log tells of one,
-    or each `audit` seconds where the log may not be read, the host's own count of kills is compared with what was told;
+    or each `audit` seconds where the log is not read, the host's own count of kills is compared with what was told;
     if some are missing, the counters of all watched cgroups are read.
+
+    The log tells as well who was killed: an OomKill waits for that, `settle` seconds at the most.
 
     Args:
         settle: seconds for which a cgroup is looked at after its last OOM notification: the kernel signals before it
             kills, up to 74 ms before in trials.
         linger: seconds for which the signals of a removed cgroup are awaited after the last one: the kernel sends
             the removal's own 12 to 127 ms after rmdir(2) returned.
-        audit: seconds between two audits where something can be found by them alone; None: no audits at all, no log and
-            no timer. Then a kill without a signal is told when its cgroup is next looked at for another reason.
+        audit: seconds between two audits where something can be found by them alone; None: no audits at all, and no
+            timer. Then a kill without a signal is told when its cgroup is next looked at for another reason.
+        victims: whether the kernel log is read, which wakes the monitor with each of its records. Without it no event
+            names a victim, nor waits for that, and audits come by the timer.
 
     Raises:
         ValueError: a period that is negative, NaN or infinite; an audit period of 0.
@@ -92,7 +99,9 @@ class Monitor:
             tree, and one a watch.
     """
 
-    def __init__(self, *, settle: float = 0.5, linger: float = 0.25, audit: float | None = 1.0) -> None:
+    def __init__(
+        self, *, settle: float = 0.5, linger: float = 0.25, audit: float | None = 1.0, victims: bool = True
+    ) -> None:
         settle_ns, linger_ns = _nanoseconds("settle", settle), _nanoseconds("linger", linger)
         audit_ns = 0 if audit is None else _nanoseconds("audit", audit)
         if audit is not None and not audit_ns:
@@ -105,6 +114,7 @@ class Monitor:
         self._waiting = False
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
+        self._is_polled = False  # whether anybody knows the descriptor
         self._batch = ffi.new("struct memcg_batch *")
         self._outbox = Outbox()
         self._loop = Loop()
@@ -117,6 +127,13 @@ class Monitor:
             self._timer = check(lib.memcg_timer_open(), "timerfd")
             self._armed = 0
             self._settle, self._linger, self._audit_period = settle_ns, linger_ns, audit_ns
+            self._victims = Victims(
+                wanted=bool(victims),
+                loop=self._loop,
+                outbox=self._outbox,
+                complaints=self._complaints,
+                settle=settle_ns,
+            )
             self._watches, self._discovery, self._audit = self._engine(1)
             self._loop.add([self._bell.fd, self._timer])
         except BaseException:
@@ -139,11 +156,15 @@ class Monitor:
         watches = V1Watches(linger=self._linger, **shared) if version == 1 else V2Watches(**shared)
         discovery = Discovery(self, self._loop, watches, self._complaints)
         watches.let_go, watches.drain = discovery.let_go, discovery.drain
+        discovery.hear_log = self._hear_log
+        watches.claim, watches.nobodys = self._victims.claim, self._victims.nobodys_below
+        watches.limit, watches.muddle = self._victims.limit, self._victims.muddle
         audit = Audit(
             watches=watches,
             discovery=discovery,
             complaints=self._complaints,
             ledger=ledger,
+            victims=self._victims,
             settle=self._settle,
             period=self._audit_period,
         )
@@ -201,6 +222,7 @@ class Monitor:
             found = [one.found(place) for one, place in registered(hierarchy, registrations, skip_gone)]
             with self._leaving, self._lock:
                 self._begin(opened)
+                self._hear_log()
                 watches = self._watches.watch(self, found, [registrations], also=kinds)
                 self._arm()
         except BaseException:
@@ -254,6 +276,8 @@ class Monitor:
                 covers = hierarchy.is_root(place.directory_id) and self._watches.covering is None
                 self._discovery.scanned(search, [(self._watches, "covering", tree)] if covers else [])
                 if covers:
+                    # What the log has said so far is not the tree's business.
+                    self._hear_log()
                     self._audit.cover()
                 self._arm()
         except BaseException as error:
@@ -272,6 +296,12 @@ class Monitor:
                 opened.close()
         return tree
 
+    def _hear_log(self) -> None:
+        """Has what the log has said so far be of kills before a watch begins; the lock is held."""
+        self._victims.read()
+        if self._victims.heard or self._victims.has_unplaced:
+            self._ring()  # there is nothing left to read that would wake the waiter
+
     def _hierarchy(self, paths: list[str], skip_gone: bool) -> tuple[Hierarchy | None, Hierarchy | None]:
         """The hierarchy that the first of the cgroups is in, and once more if it was opened for this."""
         with self._leaving, self._lock:
@@ -289,7 +319,7 @@ class Monitor:
             watches, discovery, audit = self._engine(opened.version)
             fds = discovery.take_over(opened)
             changes = audit.open(
-                lambda log: self._loop.add([self._loop.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
+                opened, lambda log: self._loop.add([self._loop.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
             )
             commit(
                 [
@@ -435,10 +465,11 @@ class Monitor:
 
     @property
     def watches(self) -> tuple[AnyWatch, ...]:
-        """All watches that are neither closed nor of removed cgroups, those of trees included."""
+        """All watches that are neither closed nor of removed cgroups, those of trees included; the oldest first."""
         with self._leaving, self._lock:
             self._check_open()
-            return tuple(watch for watch in self._all_watches() if self._is_shown(watch))
+            shown = [watch for watch in self._all_watches() if self._is_shown(watch)]
+        return tuple(sorted(shown, key=lambda watch: watch._key & ~lib.MEMCG_UNREAD))
 
     def _all_watches(self) -> list[AnyWatch]:
         alarms = self._watches.alarms.by_key if isinstance(self._watches, V1Watches) else {}
@@ -472,12 +503,12 @@ class Monitor:
             elif isinstance(watch, Alarm):
                 assert isinstance(self._watches, V1Watches)  # or there would be no alarm
                 self._watches.forget_alarm(watch)
-                watch._round = None
+                watch._trouble = CALM
             elif isinstance(watch, Watch):
                 if watch._tree is not None and not watch.removed:
                     watch._tree._left_out.add(watch)
                 self._watches.forget(watch)
-                watch._round = None
+                watch._trouble = CALM
             watch.closed = True
             self._bury()
 
@@ -514,6 +545,13 @@ class Monitor:
             ValueError: the monitor is closed.
         """
         self._check_open()
+        if not self._is_polled:
+            with self._leaving, self._lock:
+                self._check_open()
+                self._is_polled = True
+                self._arm()
+                if self._outbox:
+                    self._ring()
         return self._loop.fileno()
 
     def wait(self, timeout: float | None = None) -> list[Event]:
@@ -546,7 +584,7 @@ class Monitor:
                 self._pass_until(deadline)
             with self._lock:
                 events, end = outbox.first() if one else outbox.all()
-                if end < len(outbox.events) and not self._rung:
+                if end < len(outbox.events) and self._is_polled and not self._rung:
                     self._rung = True
                     self._ring()  # what is left keeps the descriptor readable
             # No call from here to the return: an exception from a signal handler finds the events here or handed out.
@@ -610,21 +648,27 @@ class Monitor:
             full = batch.count + batch.unread == lib.MEMCG_BATCH
             if batch.count:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
-                if self._watches.absorb(signals, now, (batch, "count", 0)):
+                if places := self._watches.absorb(signals, now, (batch, "count", 0)):
+                    self._victims.look_around(places)
                     self._audit.call(now)
             if batch.unread or self._stalls.unheard:
                 self._stalls.hear()
             if batch.unread:
                 self._discovery.hear()
-                if self._watches.hear(now):
+                if places := self._watches.hear(now):
+                    self._victims.look_around(places)
                     self._audit.call(now)
-                self._audit.hear(now)
-            # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at.
+            # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at, and the log.
             self._watches.due(now, drained=not full)
+            self._victims.read(briefly=True)
             self._stalls.due(now)
             self._discovery.discover()
+            self._victims.place()
+            self._heed(now)
             self._watches.part()
-            self._arm()
+            # Whoever takes what there is comes back, and arms the timer then; who polls the descriptor need not.
+            if self._is_polled or not self._outbox:
+                self._arm()
             self._bury(waiting=False)
 
     def _audit_if_due(self) -> None:
@@ -633,9 +677,18 @@ class Monitor:
             with self._leaving, self._lock:
                 if not self._closing:
                     self._audit.step(now)
+                    self._victims.read()
+                    self._victims.place()
+                    self._heed(now)
                     self._watches.part()
                     self._arm()
                     self._bury(waiting=False)
+
+    def _heed(self, now: int) -> None:
+        """Where the log has spoken of a kill, it is looked for."""
+        if self._victims.heard:
+            self._audit.call(now)
+            self._victims.heard = False
 
     def _come_out(self) -> None:
         with self._leaving, self._lock:
@@ -704,6 +757,7 @@ class Monitor:
 
         with self._leaving, self._lock:
             self._check_waitable()
+            self._arm()
             self._waiting = True
         try:
             loop = asyncio.get_running_loop()
@@ -807,8 +861,8 @@ class Monitor:
     # -- descriptors
 
     def _arm(self) -> None:
-        dues = [due for due in (self._watches.next_due, self._stalls.next_due, self._audit.next_due()) if due]
-        due = min(dues, default=0)
+        wanted = (self._watches.next_due, self._stalls.next_due, self._audit.next_due(), self._victims.next_due())
+        due = min((due for due in wanted if due), default=0)
         # What is due already may have been read from the timer just now.
         if due != self._armed or 0 < due <= self._batch.time_ns:
             check(lib.memcg_timer_arm(self._timer, due), "timerfd")

@@ -52,6 +52,12 @@ class Mount:
         self.read_only = read_only
         self.local_events = local_events
 
+    def path_of(self, name: str) -> str | None:
+        """Where a cgroup is, given as a path from the hierarchy's root; None: outside of what is mounted here."""
+        if not is_below(name, self.root):
+            return None
+        return os.path.normpath(f"{self.point}/{name[len(self.root.rstrip('/')) :]}")
+
     def has_memory(self) -> bool:
         """Whether the memory controller is here: it is on one hierarchy at a time, and on none where it is disabled."""
         if self.version == 1:
@@ -148,9 +154,10 @@ def memory_cgroup_of(pid: int | None = None) -> str:
     name = parse_proc_cgroup(text, b"memory" if mount.version == 1 else b"")
     if name is None:
         raise UnsupportedError(errno.EOPNOTSUPP, "the process is in no cgroup of the memory hierarchy", file_path)
-    if not is_below(name, mount.root):
+    path = mount.path_of(name)
+    if path is None:
         raise NotACgroupError(errno.EINVAL, f"the cgroup {name} lies outside the mount at {mount.point}", file_path)
-    return os.path.normpath(f"{mount.point}/{name[len(mount.root.rstrip('/')) :]}")
+    return path
 
 
 def own_systemd_cgroup() -> str | None:

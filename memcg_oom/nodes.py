@@ -31,6 +31,7 @@ class Node:
         accounted: how many of the kills and OOMs that memory.events counts, here and below, were told or are nobody's
             business; None: nobody keeps that account.
         unresolved: OOMs of the present settle that no kill has answered.
+        ran_out: whether its limit was hit in the present settle.
         noisy: whether the last look found nothing but memory.max and memory.high at work.
         state: 0, or what a look has found and nobody was told of yet: SWITCHED_OFF, REMOVED.
     """
@@ -47,6 +48,7 @@ class Node:
         "since",
         "accounted",
         "unresolved",
+        "ran_out",
         "noisy",
         "state",
     )
@@ -61,8 +63,15 @@ class Node:
         self.since = (0, 0)
         self.accounted: tuple[int, int] | None = None
         self.unresolved = 0
+        self.ran_out = False
         self.noisy = False
         self.state = 0
+
+    def all_below(self) -> Iterator[Node]:
+        """It and all below it that are known."""
+        yield self
+        for child in self.children.values():
+            yield from child.all_below()
 
     def line(self) -> Iterator[Node]:
         """It and all above it that are known, from the bottom up."""

@@ -25,6 +25,8 @@ def absolute(path: StrPath) -> str:
         raise ValueError("an empty path names no cgroup")
     if "\0" in name:
         raise ValueError(f"a path cannot hold a NUL: {name!r}")
+    if name[0] == "/" and not ("/." in name or "//" in name or name.endswith("/")):
+        return name  # as most are: nothing to be made of it, not even a copy
     # POSIX lets two slashes at the start mean something else; Linux does not, abspath() keeps them all the same.
     return "/" + os.path.abspath(name).lstrip("/")
 
@@ -40,3 +42,21 @@ def directory_status(path: str) -> os.stat_result:
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     return status
+
+
+def read_file(path: str, length: int = 1 << 20) -> bytes:
+    """What a file of the kernel's holds, up to a length.
+
+    Raises:
+        OSError: it cannot be opened, or read.
+    """
+    fds: list[int] = []  # put there by the call that opens it, so that an exception leaves none
+    try:
+        fds.extend(map(os.open, [path], [os.O_RDONLY | os.O_CLOEXEC]))
+        text = b""
+        while len(text) < length and (chunk := os.read(fds[0], length - len(text))):
+            text += chunk
+        return text
+    finally:
+        if fds:
+            os.close(fds[0])  # the first call here: no signal handler runs before it

@@ -79,12 +79,13 @@ class Registration:
             self.children,
             self.directory_id,
             self.control_id,
-            *counters,
-        ) = row
-        width = 1 if len(counters) == 2 else len(counters) // 3
-        self.before: Counters = tuple(counters[:width])
-        self.after: Counters = tuple(counters[width : 2 * width])
-        self.subtree: Counters = tuple(counters[2 * width :])
+        ) = row[:6]
+        # On v1 one counter twice, on v2 all of them three times.
+        width = 1 if len(row) == 8 else (len(row) - 6) // 3
+        self.before: Counters = row[6 : 6 + width]
+        after = row[6 + width : 6 + 2 * width]
+        self.after: Counters = self.before if after == self.before else after
+        self.subtree: Counters = row[6 + 2 * width :]
 
     def found(self, place: Place, *, born: bool = False) -> Found:
         """It is to be watched there, as one that was born under the watcher's eyes or as an old one."""

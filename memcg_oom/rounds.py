@@ -7,13 +7,8 @@ import heapq
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TypeAlias
 
-    from memcg_oom.alarms import Alarm
-    from memcg_oom.commit import Change
-    from memcg_oom.watch import Watch
-
-    Signalled: TypeAlias = Watch | Alarm
+    from memcg_oom.watch import Signalled
 
 # Nanoseconds from one look of a settling watch to the next: dense while the kill is likely, sparse later.
 GAPS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
@@ -24,7 +19,7 @@ _LONGEST_GAP = 250_000_000  # between two looks at one that takes long
 class Round:
     """Watches that are to be looked at together, again and again until a deadline.
 
-    A watch is in one round at most, the one it points at with `_round`; when it joins another, the old round skips it.
+    A watch is in one round at most, that of its trouble; when it joins another, the old round skips it.
 
     Attributes:
         watches: all that ever joined.
@@ -45,13 +40,9 @@ class Round:
         self.again = False
         self.killer_off: bool | None = None
 
-    def join(self) -> list[Change]:
-        """The changes by which all its watches join it."""
-        return [(watch, "_round", self) for watch in self.watches]
-
     def members(self) -> list[Signalled]:
         """Those that have not left."""
-        return [watch for watch in self.watches if watch._round is self]
+        return [watch for watch in self.watches if watch._trouble.round is self]
 
     def next_look(self, now: int, cost: int) -> int:
         """When to look again.

@@ -22,7 +22,7 @@ from memcg_oom.errors import off_error
 from memcg_oom.found import Found
 from memcg_oom.hierarchy import GONE
 from memcg_oom.registration import Registrations
-from memcg_oom.sources import Inotify
+from memcg_oom.sources import CREATED, MOVED_TO, Inotify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Descriptors that a tree leaves for everybody else in the process; of a low limit, an eighth.
 HEADROOM = 64
+# Newcomers that are registered at once: what is kept of each meanwhile is more than what stays.
+_AT_ONCE = 2048
 
 
 class _Newcomer:
@@ -125,26 +127,31 @@ class Search:
 
     def changed(self, changes: list[Change]) -> None:
         """Looks at every name that something has happened to."""
-        names: dict[int, dict[str, tuple[bool, bool]]] = {}
-        for directory_id, name, moved, created in changes:
+        names: dict[int, dict[str, int]] = {}
+        for directory_id, name, mask in changes:
             if self._member(directory_id) is not None:
                 here = names.setdefault(directory_id, {})
-                before = here.get(name, (False, False))
-                here[name] = (before[0] or moved, before[1] or created)
+                here[name] = here.get(name, 0) | mask
         for directory_id, here in names.items():
             parent = self._member(directory_id)
             assert parent is not None  # it was a moment ago
             entries = []
             try:
                 with self._hierarchy.directory(parent) as fd:
-                    for name, (moved, created) in here.items():
+                    for name, mask in here.items():
+                        born = not mask & MOVED_TO
+                        if not name:
+                            # These file systems take names above NAME_MAX, and fanotify leaves such out.
+                            listed = self._hierarchy.children(fd)
+                            entries += [(one, one_id, born) for one, one_id in listed]
+                            continue
                         status = _status(name, fd)
                         if status is None:
                             self.vanished.append(f"{parent.path}/{name}")
-                            if created:
+                            if mask & CREATED:
                                 self.missed.add(directory_id)
                         elif stat.S_ISDIR(status.st_mode):
-                            entries.append((name, status.st_ino, not moved))
+                            entries.append((name, status.st_ino, born))
             except OSError as error:
                 self._failed(error.errno)
             self._take(self._newcomers(parent, entries))
@@ -197,10 +204,12 @@ class Search:
     def _take(self, newcomers: list[_Newcomer]) -> None:
         """Registers newcomers, and goes on with what is in them."""
         while newcomers:
+            some = newcomers[:_AT_ONCE]
+            del newcomers[:_AT_ONCE]
             registrations = Registrations(
                 self._hierarchy,
-                [newcomer.path() for newcomer in newcomers],
-                [newcomer.directory_id for newcomer in newcomers],
+                [newcomer.path() for newcomer in some],
+                [newcomer.directory_id for newcomer in some],
                 inotify=self._inotify,
                 follow=self.tree._source is self._inotify,
                 highest_fd=self._highest_fd,
@@ -208,10 +217,10 @@ class Search:
             self.registrations.append(registrations)
             taken = [
                 (newcomer, row, place)
-                for newcomer, row in zip(newcomers, registrations.all, strict=True)
+                for newcomer, row in zip(some, registrations.all, strict=True)
                 if (place := self._one(newcomer, row)) is not None
             ]
-            newcomers = []
+            registrations.all.clear()  # what came of them was taken; undo() needs less
             for newcomer, row, place in taken:
                 if row.children:
                     newcomers += self._listed(place, newcomer.born)

@@ -19,21 +19,19 @@ if TYPE_CHECKING:
 
     from memcg_oom.hierarchy import Hierarchy
 
-    # The kernfs id of a directory, a name in it, whether something was renamed to that name, or made with it.
-    Change: TypeAlias = tuple[int, str, bool, bool]
+    # The kernfs id of a directory, a name in it, and what has happened to it; fanotify merges what nobody has read yet.
+    Change: TypeAlias = tuple[int, str, int]
 
 _READ = 1 << 16  # bytes
 _READS = 16  # in a row; what is left keeps the descriptor readable
 
-# inotify(7) and fanotify(7).
+# inotify(7) and fanotify(7), which have these in common.
+MOVED_TO = 0x80
+CREATED = 0x100
+DELETED = 0x200
+_OVERFLOW = 0x4000
 _IN_EVENT = struct.Struct("=iIII")
-_IN_MOVED_TO = 0x80
-_IN_CREATE = 0x100
-_IN_Q_OVERFLOW = 0x4000
 _FAN_EVENT = struct.Struct("=IBBHQii")
-_FAN_MOVED_TO = 0x80
-_FAN_CREATE = 0x100
-_FAN_Q_OVERFLOW = 0x4000
 _FAN_HEADER = 4  # of a record: its type and its length
 _FAN_FSID = 8
 _FAN_HANDLE = struct.Struct("=IiQ")  # struct file_handle of kernfs: 8 bytes, type 0xfe, the id
@@ -56,8 +54,12 @@ class Source:
         self.fd = -1
         self.overflowed = False
 
-    def changes(self) -> list[Change]:
-        """What has changed since the last call."""
+    def changes(self, scanning: bool) -> list[Change]:
+        """What has changed since the last call.
+
+        Args:
+            scanning: whether another thread may be having directories followed, see followed().
+        """
         return []
 
     def follow(self, directory_fd: int, directory_id: int) -> bool:
@@ -97,22 +99,20 @@ class Fanotify(Source):
         point = hierarchy.mount.point
         self.fd = check(lib.memcg_fanotify_open(os.fsencode(point)), point)
 
-    def changes(self) -> list[Change]:
-        """What has changed since the last call."""
+    def changes(self, scanning: bool) -> list[Change]:
+        """As Source."""
         found: list[Change] = []
         for data in self._packets():
             offset = 0
             while offset < len(data):
                 length, _, _, header, mask, _, _ = _FAN_EVENT.unpack_from(data, offset)
-                if mask & _FAN_Q_OVERFLOW:
+                if mask & _OVERFLOW:
                     self.overflowed = True
                 else:
                     handle = offset + header + _FAN_HEADER + _FAN_FSID
                     _, _, directory_id = _FAN_HANDLE.unpack_from(data, handle)
                     name = data[handle + _FAN_HANDLE.size : offset + length].partition(b"\0")[0]
-                    found.append(
-                        (directory_id, os.fsdecode(name), bool(mask & _FAN_MOVED_TO), bool(mask & _FAN_CREATE))
-                    )
+                    found.append((directory_id, os.fsdecode(name), mask))
                 offset += length
         return found
 
@@ -139,23 +139,30 @@ class Inotify(Source):
         self._files: dict[int, object] = {}  # by watch descriptor
         self._directories: dict[int, int] = {}  # by watch descriptor
         self._watches: dict[int, int] = {}  # and the other way round
+        # Said of directories whose watch is not known yet: a scan has them followed and takes note of it afterwards.
+        self._early: list[tuple[int, str, int]] = []
 
-    def changes(self) -> list[Change]:
-        """What has changed since the last call."""
-        found: list[Change] = []
+    def changes(self, scanning: bool) -> list[Change]:
+        """As Source."""
+        said, self._early = self._early, []
         for data in self._packets():
             offset = 0
             while offset < len(data):
                 watch, mask, _, length = _IN_EVENT.unpack_from(data, offset)
                 offset += _IN_EVENT.size
-                if mask & _IN_Q_OVERFLOW:
+                if mask & _OVERFLOW:
                     self.overflowed = True
                 elif (owner := self._files.get(watch)) is not None:
                     self.touched.append(owner)
-                elif length and (directory_id := self._directories.get(watch)) is not None:
-                    name = data[offset : offset + length].partition(b"\0")[0]
-                    found.append((directory_id, os.fsdecode(name), bool(mask & _IN_MOVED_TO), bool(mask & _IN_CREATE)))
+                elif length:
+                    said.append((watch, os.fsdecode(data[offset : offset + length].partition(b"\0")[0]), mask))
                 offset += length
+        found: list[Change] = []
+        for watch, name, mask in said:
+            if (directory_id := self._directories.get(watch)) is not None:
+                found.append((directory_id, name, mask))
+            elif scanning:
+                self._early.append((watch, name, mask))
         return found
 
     def follow(self, directory_fd: int, directory_id: int) -> bool:

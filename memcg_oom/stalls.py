@@ -22,11 +22,12 @@ from memcg_oom.watch import AnyWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memcg_oom.commit import Change, Outbox
+    from memcg_oom.commit import Change
     from memcg_oom.complaints import Complaints
     from memcg_oom.events import Event
     from memcg_oom.loop import Loop
     from memcg_oom.monitor import Monitor
+    from memcg_oom.outbox import Outbox
     from memcg_oom.paths import StrPath
 
 HOST = "/proc/pressure/memory"
@@ -47,7 +48,7 @@ class StallWatch(AnyWatch):
         removed, closed: as of any watch.
     """
 
-    __slots__ = ("kind", "stall", "window", "_fd", "_key", "_trigger")
+    __slots__ = ("kind", "stall", "window", "_fd", "_trigger")
 
     def __init__(self, monitor: Monitor, place: Place, kind: str, stall: float, window: float) -> None:
         super().__init__(monitor, place)

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import repeat
 
 from memcg_oom.accounts import Accounts
 from memcg_oom.alarms import Alarm, Alarms
+from memcg_oom.by_descriptor import ByDescriptor
 from memcg_oom.commit import commit
 from memcg_oom.control import OOM
 from memcg_oom.events import Oom, OomKill, OomResolved
 from memcg_oom.hierarchy import GONE
 from memcg_oom.loop import NO_FD
 from memcg_oom.rounds import GAPS, Agenda, Round
+from memcg_oom.trouble import CALM, SharedTrouble, Trouble
 from memcg_oom.watch import Watch
 from memcg_oom.watches import CROWD, Watches
 
@@ -33,12 +36,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memcg_oom.accounts import Entry
-    from memcg_oom.commit import Change
+    from memcg_oom.commit import Change, Column
     from memcg_oom.events import Event
     from memcg_oom.found import Found
+    from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
     from memcg_oom.registration import Registrations
     from memcg_oom.tree import TreeWatch
+    from memcg_oom.watch import Signalled
 
 # How long the eventfd outlives Removed, in nanoseconds, for a removal's signal that the kernel's workqueue delays.
 LATE = 2_000_000_000
@@ -63,6 +68,7 @@ class V1Watches(Watches):
 
     def __init__(self, *, linger: int, **shared: Any) -> None:
         super().__init__(**shared)
+        self.by_key: ByDescriptor = ByDescriptor()
         self._accounts = Accounts(self._ledger, self.trees)
         self.alarms = Alarms()
         self._linger = linger
@@ -97,9 +103,7 @@ class V1Watches(Watches):
             told: adds what else is to be told, before anything of theirs, and returns further changes.
         """
         watches = [
-            Watch(
-                monitor, one.place, self._loop.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0], also
-            )
+            Watch(monitor, one.place, self._loop.key(one.descriptor if one.descriptor >= 0 else NO_FD), one.seen[0])
             for one in found
         ]
         try:
@@ -108,22 +112,25 @@ class V1Watches(Watches):
             time_ns = time.time_ns()
             events: list[Event] = []
             changes = told(watches, time_ns, events)
-            changes += [(watch, "closed", False) for watch in watches]
+            columns: list[Column] = [(watches, "closed", repeat(False))]
             self._accounts.join(watches, tree)
             entry = self._accounts.entry()
             for watch, one in zip(watches, found, strict=True):
                 if one.now[0] > watch._seen:
                     changes += self._kills(watch, one.now[0], time_ns, events, entry)
+                    changes += self._look_at_others([watch], watches)
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
             if tree is not None:
                 tree._members.update((watch._place.directory_id, watch) for watch in watches)
-                changes += [(watch, "_tree", tree) for watch in watches]
+                columns.append((watches, "_tree", repeat(tree)))
             if signalled:
-                self._rest(signalled, self._settle, changes)
+                newcomers = SharedTrouble()
+                columns.append((signalled, "_trouble", repeat(newcomers)))
+                self._rest(signalled, [newcomers], self._settle, changes)
             for one_registrations in registrations:
                 changes += one_registrations.hand_over()
-            entry.commit(changes + self._outbox.put(events))
+            entry.commit(changes + self._outbox.put(events), *columns)
         except BaseException:
             for watch in watches:
                 if watch.closed:
@@ -170,15 +177,16 @@ class V1Watches(Watches):
         if key in self.by_key:
             if watch.polled:
                 self.polled.pop(key, None)
+                self.by_key.pop(key)
             else:
                 self._loop.unregister(fd)
-                unread = self._loop.unread
+                unread, rows = self._loop.unread, self.by_key.rows
                 unread += [fd]  # no call from here on: the descriptor is in one of the two, whatever happens
-            del self.by_key[key]
+                rows[fd] = None
         if watch._tree is None:
             self._accounts.leave(watch)
 
-    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> bool:
+    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> list[Place]:
         """Takes what was read from the eventfds; whoever it is for is put down for a look.
 
         Args:
@@ -187,22 +195,30 @@ class V1Watches(Watches):
             consumed: the change by which the signals count as taken.
 
         Returns:
-            Whether there is anybody to look at.
+            Where somebody is to be looked at.
         """
         changes = [consumed]
         events: list[Event] = []
+        troubles: list[Trouble] = []
+        helds: list[int] = []
         live: list[Watch] = []
-        gone: list[Watch | Alarm] = []
+        living: list[Trouble] = []
+        ooms: list[int] = []
+        gone: list[Signalled] = []
         alarmed: list[Alarm] = []
         for key, count in signals:
             watch: Watch | Alarm | None = self.by_key.get(key) or self.alarms.by_key.get(key)
             if watch is None or watch.closed:
                 continue
-            held = watch._held + count
-            changes.append((watch, "_held", held))
+            trouble = watch._trouble
+            if trouble.is_shared:
+                trouble = watch._trouble = Trouble(trouble.round)  # as _own_trouble, which thousands had to call
+            held = trouble.held + count
+            troubles.append(trouble)
+            helds.append(held)
             if watch.removed:
                 # Of all signals since the cgroup was gone one is the removal's and the rest are OOMs.
-                late = max(0, held - 1) - max(0, watch._held - 1)
+                late = max(0, held - 1) - max(0, trouble.held - 1)
                 if not late:
                     continue
                 if isinstance(watch, Alarm):
@@ -210,21 +226,24 @@ class V1Watches(Watches):
                 else:
                     changes.append((watch, "ooms", watch.ooms + late))
                     events.append(Oom(time_ns=time.time_ns(), cgroup=watch.cgroup, watch=watch, count=late, late=True))
-            elif watch._gone:
+            elif trouble.gone:
                 gone.append(watch)
             elif isinstance(watch, Alarm):
                 alarmed.append(watch)
             else:
                 live.append(watch)
+                living.append(trouble)
+                ooms.append(trouble.signals + count)
         changes += self.alarms.signalled(alarmed, now)
         if gone:
-            self._rest(gone, self._linger, changes)
+            self._rest(gone, [watch._trouble for watch in gone], self._linger, changes)
+        columns: list[Column] = [(troubles, "held", helds), (living, "signals", ooms)]
         if live:
             round_ = Round(live, now + self._settle, 0)
             self._agenda.add(now, round_)
-            changes += round_.join()
-        commit(changes + self._outbox.put(events))
-        return bool(live)
+            columns.append((living, "round", repeat(round_)))
+        commit(changes + self._outbox.put(events), *columns)
+        return [watch._place for watch in live]
 
     def due(self, now: int, drained: bool) -> None:
         """Does what the agenda has for this moment.
@@ -238,12 +257,12 @@ class V1Watches(Watches):
         postponed = []
         while (round_ := self._agenda.first(now)) is not None:
             members = round_.members()
-            if members and members[0]._gone:
+            if members and members[0]._trouble.gone:
                 if members[0].removed:
                     for watch in members:
                         if isinstance(watch, Alarm):
                             self.forget_alarm(watch)
-                        else:
+                        elif isinstance(watch, Watch):
                             self.let_go(watch)
                             self.forget(watch)
                 elif drained:
@@ -265,7 +284,7 @@ class V1Watches(Watches):
             after, time_ns = time.monotonic_ns(), time.time_ns()
             changes: list[Change] = []
             events: list[Event] = []
-            gone: list[Watch | Alarm] = []
+            gone: list[Signalled] = []
             unread: list[Alarm] = []
             for alarm, (value, _) in zip(alarms, found, strict=True):
                 if value >= 0:
@@ -275,8 +294,9 @@ class V1Watches(Watches):
                 else:
                     unread.append(alarm)
                     changes += self._complaints.unreadable(-value, events)
-            changes += self._went(gone, time_ns, events)
-            commit(changes + self._outbox.put(events))
+            entry = self._accounts.entry()
+            changes += self._went(gone, time_ns, events, entry)
+            entry.commit(changes + self._outbox.put(events))
             self.alarms.looked_at(alarms)
             self.alarms.postpone(unread, after + GAPS[-1])
 
@@ -289,7 +309,7 @@ class V1Watches(Watches):
         if settled or len(watches) < CROWD or round_.killer_off or self._host_killed(round_):
             unsettled, complete = self._read(watches, settled)
         else:
-            unsettled, complete = True, self._tell_ooms([watch for watch in watches if watch._held])
+            unsettled, complete = True, self._tell_ooms([watch for watch in watches if watch._trouble.held])
         round_.again |= not complete
         if unsettled:
             after = time.monotonic_ns()
@@ -314,20 +334,30 @@ class V1Watches(Watches):
         takes half as long as to read its counter. The others are looked at.
         """
         assert self.hierarchy is not None  # there are watches, so it was opened
-        moved = self.hierarchy.moved([watch._place for watch in watches])
+        paths = [watch.cgroup for watch in watches]
+        elsewhere = self.hierarchy.moved([watch._place for watch in watches], paths)
         time_ns = time.time_ns()
-        changes: list[Change] = []
-        events: list[Event] = []
-        for watch, is_elsewhere in zip(watches, moved, strict=True):
-            if not is_elsewhere:
-                changes += self._ooms(watch, watch._held, time_ns, events)
-        commit(changes + self._outbox.put(events))
-        _, complete = self._read([watch for watch in watches if watch._held], settled=False)
-        return complete
+        here = [watch for watch, is_elsewhere in zip(watches, elsewhere, strict=True) if not is_elsewhere]
+        troubles = [watch._trouble for watch in here]
+        events: list[Event] = [
+            Oom(time_ns=time_ns, cgroup=path, watch=watch, count=watch._trouble.held)
+            for watch, path, is_elsewhere in zip(watches, paths, elsewhere, strict=True)
+            if not is_elsewhere
+        ]
+        commit(
+            self._outbox.put(events),
+            (here, "ooms", [watch.ooms + watch._trouble.held for watch in here]),
+            (troubles, "unresolved", [trouble.unresolved + trouble.held for trouble in troubles]),
+            (troubles, "held", repeat(0)),
+        )
+        others = [watch for watch in watches if watch._trouble.held]
+        return not others or self._read(others, settled=False)[1]
 
     def sweep(self, watches: list[Watch]) -> bool:
         """Looks at watches out of turn and tells what is new; whether all of them could be read."""
-        _, complete = self._read([watch for watch in watches if not (watch.closed or watch._gone)], settled=False)
+        _, complete = self._read(
+            [watch for watch in watches if not (watch.closed or watch._trouble.gone)], settled=False
+        )
         self._account([watch for watch in watches if watch.closed and watch._tree is not None])
         return complete
 
@@ -338,7 +368,7 @@ class V1Watches(Watches):
         for watch, (kills, _) in zip(watches, self.hierarchy.look([watch._place for watch in watches]), strict=True):
             if kills >= 0:
                 entry.add(watch, kills)
-        entry.commit([])
+        entry.commit(self.muddle() if watches else [])
 
     def _read(self, watches: list[Watch], settled: bool) -> tuple[bool, bool]:
         """Reads the counters, tells what is new; whether anybody is not settled, and whether all could be read."""
@@ -348,7 +378,8 @@ class V1Watches(Watches):
             [
                 watch
                 for watch, (kills, under_oom) in zip(watches, counters, strict=True)
-                if kills > watch._seen or (kills >= 0 and (watch._held or bool(watch._stuck) > under_oom))
+                if kills > watch._seen
+                or (kills >= 0 and (watch._trouble.held or bool(watch._trouble.stuck) > under_oom))
             ]
         )
         time_ns = time.time_ns()
@@ -358,33 +389,52 @@ class V1Watches(Watches):
         gone = []
         unsettled = False
         complete = True
+        killed: list[Watch] = []
         for watch, (kills, under_oom) in zip(watches, counters, strict=True):
+            trouble = watch._trouble
             if kills >= 0:
-                if watch._held:
-                    changes += self._ooms(watch, watch._held, time_ns, events)
+                if trouble.held:
+                    changes += self._ooms(watch, trouble.held, time_ns, events)
                 if kills > watch._seen:
                     changes += self._kills(watch, kills, time_ns, events, entry)
-                stuck = watch._stuck
+                    killed.append(watch)
+                stuck = trouble.stuck
                 if stuck and not under_oom:
                     changes += self._resolved(watch, time_ns, events)
-                elif under_oom and not stuck and watch._round is not None and self._is_killer_off(watch):
-                    stuck = watch._round.deadline - self._settle  # when its signal was read
-                    changes.append((watch, "_stuck", stuck))
+                elif under_oom and not stuck and trouble.round is not None and self._is_killer_off(watch):
+                    stuck = trouble.round.deadline - self._settle  # when its signal was read
+                    changes.append((watch._own_trouble, "stuck", stuck))
                 if not settled or (stuck and under_oom):
                     unsettled = True
                 else:
-                    changes += [(watch, "_round", None), (watch, "_unresolved", 0)]
+                    changes.append((watch, "_trouble", CALM))
             elif -kills in GONE:
                 # One that has an eventfd is signalled for its removal; if it was just swept, that has yet to come.
-                if watch.polled or watch._round is not None:
+                if watch.polled or trouble.round is not None:
                     gone.append(watch)
             else:
                 unsettled = True
                 complete = False
                 changes += self._complaints.unreadable(-kills, events)
-        changes += self._went(gone, time_ns, events)
+        changes += self._went(gone, time_ns, events, entry)
+        changes += self._look_at_others(killed, watches)
         entry.commit(changes + self._outbox.put(events))
         return unsettled, complete
+
+    def _look_at_others(self, killed: list[Watch], read: list[Watch]) -> list[Change]:
+        """Puts the other watches of cgroups in which somebody was killed down for a look, but for those just read.
+
+        To the ledger the kill is told, so no audit would find it for them. Who is in a round is looked at anyway.
+        """
+        keys = set().union(*map(self._accounts.others, killed)) - {watch._key for watch in read} if killed else ()
+        others = [other for key in keys if (other := self.by_key.get(key)) is not None]
+        others = [other for other in others if other._trouble.round is None and not other.polled]
+        changes: list[Change] = []
+        if others:
+            late = SharedTrouble()
+            changes += [(other, "_trouble", late) for other in others]
+            self._rest(others, [late], 0, changes)
+        return changes
 
     def _is_killer_off(self, watch: Watch) -> bool:
         """Whether a cgroup that is under OOM waits for somebody to help: the killer is off where the limit was hit.
@@ -407,11 +457,11 @@ class V1Watches(Watches):
                 return is_off
             path = os.path.dirname(path)
 
-    def _went(self, watches: Sequence[Watch | Alarm], time_ns: int, events: list[Event]) -> list[Change]:
+    def _went(self, watches: Sequence[Signalled], time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
         """What a look did not find any more: the last signals are awaited, where there are any."""
-        changes: list[Change] = [(watch, "_gone", True) for watch in watches]
+        changes: list[Change] = [(watch._own_trouble, "gone", True) for watch in watches]
         polled: list[Watch] = []
-        signalled: list[Watch | Alarm] = []
+        signalled: list[Signalled] = []
         for watch in watches:
             if isinstance(watch, Watch) and watch.polled:
                 polled.append(watch)
@@ -419,12 +469,14 @@ class V1Watches(Watches):
                 signalled.append(watch)
         if polled:
             for watch in polled:
-                if watch._stuck:
+                if watch._trouble.stuck:
                     changes += self._resolved(watch, time_ns, events)
-                changes += self._removed(watch, 0, time_ns, events)
-            self._rest(polled, LATE, changes)
+                # It has no signals to say how many.
+                _, told = self._claimed(watch, 1, time_ns, events, entry)
+                changes += told + self._removed(watch, 0, time_ns, events)
+            self._rest(polled, [watch._trouble for watch in polled], LATE, changes)
         if signalled:
-            self._rest(signalled, self._linger, changes)
+            self._rest(signalled, [watch._trouble for watch in signalled], self._linger, changes)
         return changes
 
     def _follow(self, watches: list[Watch]) -> None:
@@ -438,58 +490,104 @@ class V1Watches(Watches):
         }
         self.hierarchy.follow(list(places))
 
-    def _remove(self, watches: Sequence[Watch | Alarm]) -> None:
+    def _remove(self, watches: Sequence[Signalled]) -> None:
         """Nothing more came of these: what was held is what they are watched for, and the removal's own signal."""
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
+        entry = self._accounts.entry()
         for watch in watches:
+            trouble = watch._trouble
             unresolved = 0
             if isinstance(watch, Alarm):
-                if watch._held > 1:
-                    events.append(watch._event(watch._held - 1, time_ns))
-                    changes.append((watch, "_held", 1))
-            else:
-                unresolved = watch._unresolved
-                if watch._held > 1:
-                    changes += self._ooms(watch, watch._held - 1, time_ns, events)
-                    unresolved += watch._held - 1
-                if watch._stuck:
+                if trouble.held > 1:
+                    events.append(watch._event(trouble.held - 1, time_ns))
+                    changes.append((trouble, "held", 1))
+            elif isinstance(watch, Watch):
+                unresolved = trouble.unresolved
+                if trouble.held > 1:
+                    changes += self._ooms(watch, trouble.held - 1, time_ns, events)
+                    unresolved += trouble.held - 1
+                if trouble.stuck:
                     changes += self._resolved(watch, time_ns, events)
+                claimed, told = self._claimed(watch, unresolved, time_ns, events, entry)
+                changes += told
+                unresolved = max(0, unresolved - claimed)
             changes += self._removed(watch, unresolved, time_ns, events)
         if ooms := [watch for watch in watches if isinstance(watch, Watch)]:
-            self._rest(ooms, LATE, changes)
+            self._rest(ooms, [watch._trouble for watch in ooms], LATE, changes)
         if alarms := [watch for watch in watches if isinstance(watch, Alarm)]:
-            self._rest(alarms, ALARM_LATE, changes)
-        commit(changes + self._outbox.put(events))
+            self._rest(alarms, [watch._trouble for watch in alarms], ALARM_LATE, changes)
+        entry.commit(changes + self._outbox.put(events))
 
-    def _rest(self, watches: Sequence[Watch | Alarm], period: int, changes: list[Change]) -> None:
+    def _claimed(
+        self, watch: Watch, most: int, time_ns: int, events: list[Event], entry: Entry
+    ) -> tuple[int, list[Change]]:
+        """Tells the kills of a removed cgroup that the log alone knows of; how many there are."""
+        victims, settled, changes = self.claim(watch, most)
+        if victims:
+            count = len(victims)
+            about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}
+            events.append(OomKill(**about, count=count, victims=tuple(victims), limit_cgroup=self.limit(victims)))
+            entry.add(watch, watch._seen + count, settled)
+            changes += [(watch, "kills", watch.kills + count), (watch, "_seen", watch._seen + count)]
+        return len(victims), changes
+
+    def _rest(
+        self, watches: Sequence[Signalled], troubles: Iterable[Trouble], period: int, changes: list[Change]
+    ) -> None:
         """Puts watches down for the end of a period that starts now, with nothing to be done before."""
         deadline = time.monotonic_ns() + period
         round_ = Round(watches, deadline, None)
         self._agenda.add(deadline, round_)
-        changes += round_.join()
+        changes += [(trouble, "round", round_) for trouble in troubles]
 
     @staticmethod
     def _ooms(watch: Watch, count: int, time_ns: int, events: list[Event]) -> list[Change]:
         events.append(Oom(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, count=count))
+        trouble = watch._trouble
         return [
             (watch, "ooms", watch.ooms + count),
-            (watch, "_unresolved", watch._unresolved + count),
-            (watch, "_held", watch._held - count),
+            (trouble, "unresolved", trouble.unresolved + count),
+            (trouble, "held", trouble.held - count),
         ]
 
     @staticmethod
     def _resolved(watch: Watch, time_ns: int, events: list[Event]) -> list[Change]:
-        after = (time.monotonic_ns() - watch._stuck) / 1e9
+        after = (time.monotonic_ns() - watch._trouble.stuck) / 1e9
         events.append(OomResolved(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, after=after))
-        return [(watch, "_stuck", 0)]
+        return [(watch._trouble, "stuck", 0)]
 
-    @staticmethod
-    def _kills(watch: Watch, kills: int, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
+    def _kills(self, watch: Watch, kills: int, time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
         count = kills - watch._seen
-        events.append(OomKill(time_ns=time_ns, cgroup=watch.cgroup, watch=watch, count=count))
+        about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}
+        events.append(OomKill(**about, count=count, limit_cgroup=self._limit_of(watch, count)))
         entry.add(watch, kills)
-        # The OOMs of this very look are not in `_unresolved` yet, so they are added here as well as by _ooms().
-        unresolved = max(0, watch._unresolved + watch._held - count)
-        return [(watch, "kills", watch.kills + count), (watch, "_seen", kills), (watch, "_unresolved", unresolved)]
+        changes: list[Change] = [(watch, "kills", watch.kills + count), (watch, "_seen", kills)]
+        trouble = watch._trouble
+        # The OOMs of this very look are not in `unresolved` yet, so they are added here as well as by _ooms().
+        if unresolved := trouble.unresolved + trouble.held:
+            changes.append((trouble, "unresolved", max(0, unresolved - count)))
+        return changes
+
+    def _limit_of(self, watch: Watch, kills: int) -> str | None:
+        """Whose limit was hit, by the signals: they go to that cgroup and to all that are below it.
+
+        It is the topmost that was as often signalled as the victim's, if it is known that the one above was not. A kill
+        that no signal is left for came of something else.
+        """
+        assert self.hierarchy is not None
+        if kills > watch._trouble.unresolved + watch._trouble.held:
+            return None
+        tree, top, signals = watch._tree, watch, watch._trouble.signals
+        while signals:
+            parent = top._place.parent
+            if os.path.dirname(top.cgroup) == self.hierarchy.mount.point and self.hierarchy.is_whole:
+                return top.cgroup  # above it is the root, which has no limit
+            above = None if tree is None or parent is None else tree.member(parent.directory_id)
+            if above is None or above.closed or above.polled or above._trouble.signals not in (0, signals):
+                return None
+            if not above._trouble.signals:
+                return top.cgroup
+            top = above
+        return None

@@ -25,6 +25,7 @@ from memcg_oom.loop import NO_FD
 from memcg_oom.nodes import REMOVED, SWITCHED_OFF, Node
 from memcg_oom.registration import Registrations
 from memcg_oom.rounds import GAPS
+from memcg_oom.sources import CREATED, DELETED
 from memcg_oom.watch import Watch
 from memcg_oom.watches import CROWD, Watches
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memcg_oom.commit import Change
-    from memcg_oom.events import Event
+    from memcg_oom.events import Event, Victim
     from memcg_oom.found import Counters, Found
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
@@ -69,6 +70,7 @@ class V2Watches(Watches):
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
         self.nodes: dict[int, Node] = {}
+        self._also: dict[Watch, frozenset[type[Event]]] = {}  # what is told of some beside the usual
         self._settling: dict[Node, int] = {}  # until when, in nanoseconds of CLOCK_MONOTONIC
         self._resting: list[tuple[int, list[Node]]] = []  # new ones, which are looked at once when they have settled
         self._urgent: dict[Node, None] = {}  # to be looked at now
@@ -110,7 +112,9 @@ class V2Watches(Watches):
             self._secure(found, registrations)
             for one, node in zip(found, nodes, strict=True):
                 low = one.descriptor if one.descriptor >= 0 else NO_FD
-                watches.append(Watch(monitor, node.place, self._loop.key(low), 0, also))
+                watches.append(Watch(monitor, node.place, self._loop.key(low), 0))
+            if also:
+                self._also.update((watch, also) for watch in watches)
             time_ns = time.time_ns()
             events: list[Event] = []
             changes = told(watches, time_ns, events)
@@ -148,6 +152,7 @@ class V2Watches(Watches):
                 if watch.closed:
                     self.by_key.pop(watch._key, None)
                     self.polled.pop(watch._key, None)
+                    self._also.pop(watch, None)
             for node in made:
                 self._drop(node)
             raise
@@ -188,8 +193,14 @@ class V2Watches(Watches):
                 entry.add(node, node.since[0] - one.seen[0], node.since[1] - one.seen[1])
                 changes.append((node, "since", one.seen[:2]))
         if one.born and node.accounted is None and not self._is_local:
-            changes.append((node, "accounted", one.now[:2]))
+            changes += self._open_account(node, one.now, one.subtree)
         return changes + self._differences(watch, one.seen, one.now, time_ns, events)
+
+    def _open_account(self, node: Node, now: Counters, subtree: Counters) -> list[Change]:
+        """Begins the account of a cgroup that is new, its counters as well: all that it counts is to be told."""
+        if subtree[0] > now[0] or subtree[1] > now[1]:
+            self._strangers.add(node)  # perhaps of one that was in it and gone before anybody looked into it
+        return [(node, "accounted", now[:2])]
 
     def _open_accounts(self, found: list[Found]) -> None:
         """Finds out how many kills memory.events has counted of which nobody is to be told.
@@ -342,6 +353,7 @@ class V2Watches(Watches):
         """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
         self.by_key.pop(watch._key, None)
         self.polled.pop(watch._key, None)
+        self._also.pop(watch, None)
         if watch._tree is None:
             node = self.nodes.get(watch._place.directory_id)
             if node is not None and watch in node.watches:
@@ -350,11 +362,14 @@ class V2Watches(Watches):
 
     # -- the news
 
-    def hear(self, now: int) -> bool:
-        """Takes note of what the inotify instance has said; whether anybody is to be looked at."""
+    def hear(self, now: int) -> list[Place]:
+        """Takes note of what the inotify instance has said; returns where somebody is in trouble.
+
+        That is in the cgroups of which there is news, and in all that are below: the OOM is counted where the limit is.
+        """
         inotify = self.hierarchy.inotify if self.hierarchy is not None else None
         if inotify is None:
-            return False
+            return []
         touched = inotify.touched
         for owner in touched:
             if isinstance(owner, _Switch):
@@ -362,7 +377,8 @@ class V2Watches(Watches):
             elif isinstance(owner, Node) and owner.counters is not None and not owner.state:
                 self._touch(owner, now)
         inotify.touched = []
-        return bool(touched)
+        news = [owner for owner in touched if isinstance(owner, Node) and owner in self._urgent]
+        return [node.place for node in dict.fromkeys(below for one in news for below in one.all_below())]
 
     def _touch(self, node: Node, now: int) -> None:
         if node in self._settling and node.noisy:
@@ -383,12 +399,30 @@ class V2Watches(Watches):
         self._next = time.monotonic_ns()
 
     def changed(self, changes: Iterable[Happened]) -> None:
-        """Takes note of what has happened to names in directories: who is known by one of them may be gone."""
-        for directory_id, name, _, _ in changes:
+        """Takes note of what has happened to names in directories.
+
+        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard,
+        somebody may have been killed.
+        """
+        assert self.hierarchy is not None  # somebody is there to tell of it
+        fresh: set[tuple[int, str]] = set()  # made, and not removed
+        for directory_id, name, mask in changes:
             parent = self.nodes.get(directory_id)
-            child = None if parent is None else parent.children.get(name)
+            if parent is None:
+                continue
+            child = parent.children.get(name)
             if child is not None and not child.state:
                 self._urgent[child] = None
+            if mask & DELETED:
+                if (
+                    (directory_id, name) in fresh
+                    or mask & CREATED
+                    or (child is not None and not any(self.hierarchy.moved([child.place])))
+                ):
+                    self._strangers.add(parent)
+                fresh.discard((directory_id, name))
+            if mask & CREATED:
+                fresh.add((directory_id, name))
 
     def missed(self, directory_ids: Iterable[int]) -> None:
         """Takes note of directories in which somebody came and went unseen."""
@@ -409,10 +443,10 @@ class V2Watches(Watches):
             dues.append(max(self._next, 1))
         return min(dues, default=0)
 
-    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> bool:
+    def absorb(self, signals: Iterable[tuple[int, int]], now: int, consumed: Change) -> list[Place]:
         """There are no eventfds; only the timer and the bell are read."""
         commit([consumed])
-        return False
+        return []
 
     def due(self, now: int, drained: bool) -> None:
         """Looks at whoever is to be looked at now."""
@@ -477,13 +511,16 @@ class V2Watches(Watches):
         entry = Entry(self._ledger)
         leaving: list[Node] = []
         done: list[Node] = []
+        for node, counters in zip(nodes, found, strict=True):
+            if counters[0] >= 0 and node.counters is not None and counters[1] > node.counters[1]:
+                node.ran_out = True  # before those are told of who were killed for it
         complete = True
         for node, counters in zip(nodes, found, strict=True):
             error = -counters[0]
             if error <= 0:
                 changes += self._advance(node, counters, time_ns, events, entry)
                 if node in settled:
-                    changes.append((node, "unresolved", 0))
+                    changes += [(node, "unresolved", 0), (node, "ran_out", False)]
                     done.append(node)
             elif error in GONE or error == OFF:
                 changes.append((node, "state", SWITCHED_OFF if error == OFF else REMOVED))
@@ -511,13 +548,34 @@ class V2Watches(Watches):
             (node, "noisy", not (kills or ooms)),
             (node, "unresolved", max(0, node.unresolved + ooms - kills)),
         ]
+        limit = self._limit_of(node, ooms, kills) if kills else None
+        if kills and [watch for watch in node.watches if watch.closed]:
+            changes += self.muddle()  # the ledger alone is told of some
         for watch in node.watches:
-            changes += self._differences(watch, before, counters, time_ns, events)
+            changes += self._differences(watch, before, counters, time_ns, events, limit=limit)
         return changes
 
     @staticmethod
+    def _limit_of(node: Node, ooms: int, kills: int) -> str | None:
+        """Whose limit was hit: the one cgroup here and above that ran out of memory in the present settle.
+
+        A kill that no OOM of its own is left for came of another one's.
+        """
+        ran_out = [one for one in node.line() if one.ran_out]
+        if len(ran_out) != 1 or (ran_out[0] is node and kills > node.unresolved + ooms):
+            return None
+        return ran_out[0].place.path
+
     def _differences(
-        watch: Watch, before: Counters, counters: Counters, time_ns: int, events: list[Event]
+        self,
+        watch: Watch,
+        before: Counters,
+        counters: Counters,
+        time_ns: int,
+        events: list[Event],
+        *,
+        victims: tuple[Victim, ...] = (),
+        limit: str | None = None,
     ) -> list[Change]:
         """What is new, for one watch."""
         if counters == before or (watch.closed and watch._tree is not None):
@@ -525,15 +583,16 @@ class V2Watches(Watches):
         kills, ooms, groups, maxes, highs = (now - then for now, then in zip(counters, before, strict=True))
         changes: list[Change] = []
         about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}
-        if highs and MemoryHigh in watch._also:
+        also = self._also.get(watch, frozenset())
+        if highs and MemoryHigh in also:
             events.append(MemoryHigh(**about, count=highs))
-        if maxes and MemoryMax in watch._also:
+        if maxes and MemoryMax in also:
             events.append(MemoryMax(**about, count=maxes))
         if ooms:
             events.append(Oom(**about, count=ooms))
             changes.append((watch, "ooms", watch.ooms + ooms))
         if kills:
-            events.append(OomKill(**about, count=kills, group=groups > 0))
+            events.append(OomKill(**about, count=kills, group=groups > 0, victims=victims, limit_cgroup=limit))
             changes.append((watch, "kills", watch.kills + kills))
         return changes
 
@@ -556,11 +615,11 @@ class V2Watches(Watches):
                     if row.descriptor >= 0 and self.hierarchy.inotify is not None:
                         self.hierarchy.inotify.own(row.descriptor, node)
                     node.counters = NOTHING
-                    node.place.control_id = row.control_id
+                    node.place.control = row.control_id - node.place.directory_id
                     node.descriptor = row.descriptor
                     changes += self._advance(node, row.after, time_ns, events, entry)
                     if not self._is_local and node.parent is not None and node.parent.accounted is not None:
-                        changes.append((node, "accounted", row.after[:2]))
+                        changes += self._open_account(node, row.after, row.subtree)
                 elif -row.descriptor in GONE and not row.is_off:
                     self._leaving[node] = time.monotonic_ns()
                     changes.append((node, "state", REMOVED))
@@ -586,71 +645,125 @@ class V2Watches(Watches):
             groups: dict[Node | None, list[Node]] = {}
             for node in self._leaving:
                 groups.setdefault(nearest(node), []).append(node)
-            for node in self._strangers:
-                groups.setdefault(node if node.accounted is not None and not node.state else nearest(node), [])
+            strangers = set(self._strangers)
+            doubtful = {node if node.accounted is not None and not node.state else nearest(node) for node in strangers}
+            for ancestor in doubtful:
+                groups.setdefault(ancestor, [])
             gone = len(self._leaving)
             assert self.hierarchy is not None
             sums = {one: (0, 0) if one is None else missing(self.hierarchy, one) for one in groups}
             if not self.drain() and not self._urgent and None not in sums.values() and len(self._leaving) == gone:
                 for ancestor, group in groups.items():
-                    self._farewell(ancestor, group, *(sums[ancestor] or (0, 0)))
+                    self._farewell(ancestor, group, *(sums[ancestor] or (0, 0)), strangers=ancestor in doubtful)
+                self._strangers -= strangers
                 return
             # Whoever could not be read is gone as well, perhaps.
             for one in [one for one in sums if one is not None and sums[one] is None]:
                 self._urgent.update((node, None) for node in (one, *one.children.values()) if node.watches)
         if min(self._leaving.values(), default=0) + self._settle < time.monotonic_ns():
-            # So much is going on that nobody can tell what is whose: it stays unresolved.
+            # So much is going on that nobody can tell what is whose: it is told as nobody's, or stays unresolved.
             for ancestor, group in groups.items():
-                self._farewell(None if sums[ancestor] is None else ancestor, group, *(sums[ancestor] or (0, 0)))
+                known = None if sums[ancestor] is None else ancestor
+                self._farewell(known, group, *(sums[ancestor] or (0, 0)), strangers=True)
+            self._strangers -= strangers
         else:
             self._next = time.monotonic_ns() + GAPS[-1]
 
-    def _farewell(self, ancestor: Node | None, group: list[Node], kills: int, ooms: int) -> None:
-        """Tells the end of some that went from below one cgroup, with what of theirs nobody was told of yet."""
+    def _farewell(self, ancestor: Node | None, group: list[Node], kills: int, ooms: int, *, strangers: bool) -> None:
+        """Tells the end of some that went from below one cgroup, with what of theirs nobody was told of yet.
+
+        Args:
+            ancestor: that one, or None.
+            group: those that went.
+            kills: of how many in what went nobody was told.
+            ooms: the same.
+            strangers: whether some of it may be somebody else's.
+        """
         time_ns = time.time_ns()
         changes: list[Change] = []
         events: list[Event] = []
         entry = Entry(self._ledger)
         if (kills or ooms) and ancestor is not None:
             entry.add(ancestor, kills, ooms)
-            strangers = ancestor in self._strangers
-            owners = [node for node in group if node.counters]
-            if ooms and len(owners) == 1 and not strangers:
-                changes += self._last(owners[0], 0, ooms, time_ns, events)
-                ooms = 0
-            victims = suspects(group)
-            if kills and len(victims) == 1 and not strangers:
-                changes += self._last(victims[0], kills, 0, time_ns, events)
-                kills = 0
-            if kills or ooms:
-                events.append(Unattributed(time_ns=time_ns, count=kills, ooms=ooms))
+            changes += self._attribute(
+                ancestor, group, kills, ooms, strangers=strangers, time_ns=time_ns, events=events
+            )
         # A cgroup goes after those that were in it.
         for node in sorted(group, key=lambda node: -node.place.path.count("/")):
             if node.state == SWITCHED_OFF:
-                changes += [(node, "counters", None), (node, "unresolved", 0), (node.place, "control_id", 0)]
+                changes += [(node, "counters", None), (node, "unresolved", 0), (node.place, "control", None)]
                 changes += [(node, "accounted", None), (node, "state", 0)]
                 continue
+            unresolved = 0
+            if ancestor is None and node.counters is not None:
+                # No counter tells it, but the log may.
+                named, settled = self._named(node)
+                if named:
+                    entry.add(node, named, 0, settled)
+                    changes += self._last(node, named, 0, time_ns, events)
+                unresolved = max(0, node.unresolved - named)
             for watch in node.watches:
                 if watch.removed:
                     continue  # an exception came after its end was told
-                changes += self._removed(watch, node.unresolved if ancestor is None else 0, time_ns, events)
+                changes += self._removed(watch, unresolved, time_ns, events)
         commit(changes + entry.changes() + self._outbox.put(events))
-        if ancestor is not None:
-            self._strangers.discard(ancestor)
-        else:
-            self._strangers.clear()
         for node in group:
             self._leaving.pop(node, None)
             self._let_go(node)
 
+    def _attribute(
+        self,
+        ancestor: Node,
+        group: list[Node],
+        kills: int,
+        ooms: int,
+        *,
+        strangers: bool,
+        time_ns: int,
+        events: list[Event],
+    ) -> list[Change]:
+        """Tells what only the counters of a cgroup know of some that went from below it."""
+        changes: list[Change] = []
+        owners = [node for node in group if node.counters]
+        if ooms and len(owners) == 1 and not strangers:
+            changes += self._last(owners[0], 0, ooms, time_ns, events)
+            ooms = 0
+        killed_in = suspects(group)
+        if kills and len(killed_in) == 1 and not strangers:
+            changes += self._last(killed_in[0], kills, 0, time_ns, events)
+            kills = 0
+        for node in killed_in if kills else ():
+            if (named := min(kills, self._named(node)[0])) > 0:
+                changes += self._last(node, named, 0, time_ns, events)
+                kills -= named
+        if kills or ooms:
+            victims, told = self.nobodys(kills, ancestor.place.path)
+            changes += told
+            events.append(Unattributed(time_ns=time_ns, count=kills, ooms=ooms, victims=victims))
+        return changes
+
     def _last(self, node: Node, kills: int, ooms: int, time_ns: int, events: list[Event]) -> list[Change]:
-        """What only the counters above know of a cgroup that is gone."""
+        """What only the counters above, or the log, know of a cgroup that is gone."""
         counters = node.counters
         assert counters is not None  # or it could not have counted any
         found = (counters[0] + kills, counters[1] + ooms, *counters[2:])
-        return [
-            change for watch in node.watches for change in self._differences(watch, counters, found, time_ns, events)
-        ]
+        changes: list[Change] = []
+        for watch in node.watches:
+            victims, _, told = self.claim(watch) if kills else ([], 0, [])
+            if len(victims) > kills:
+                victims, told = [], []
+            limit = self.limit(victims)
+            changes += told
+            changes += self._differences(watch, counters, found, time_ns, events, victims=tuple(victims), limit=limit)
+        return changes
+
+    def _named(self, node: Node) -> tuple[int, int]:
+        """How many kills in a cgroup that is gone the log tells of, and nobody has been told; known to the ledger."""
+        claims = [self.claim(watch) for watch in node.watches if not watch.removed]
+        return (
+            max((len(victims) for victims, _, _ in claims), default=0),
+            max((settled for _, settled, _ in claims), default=0),
+        )
 
     def _let_go(self, node: Node) -> None:
         """After its end was told, or that of its counters."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from memcg_oom.loop import NO_FD
+from memcg_oom.trouble import CALM, Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memcg_oom.events import Event
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
     from memcg_oom.rounds import Round
@@ -23,7 +23,8 @@ class AnyWatch:
     Synchronization: close() may be called from any thread; the attributes may be read from any.
     """
 
-    __slots__ = ("removed", "closed", "_monitor", "_place")
+    __slots__ = ("removed", "closed", "_monitor", "_place", "_key")
+    _key: int  # its low half is a descriptor, and its high half a serial number, see loop.py
 
     def __init__(self, monitor: Monitor, place: Place) -> None:
         self.removed = False
@@ -49,7 +50,37 @@ class AnyWatch:
         return "removed" if self.removed else "closed" if self.closed else "open"
 
 
-class Watch(AnyWatch):
+class Signalled(AnyWatch):
+    """The base of those that are signalled one by one, on v1 by an eventfd each."""
+
+    __slots__ = ("_trouble",)
+
+    def __init__(self, monitor: Monitor, place: Place, key: int, trouble: Trouble) -> None:
+        super().__init__(monitor, place)
+        self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
+        self._trouble = trouble
+
+    @property
+    def _eventfd(self) -> int:
+        return self._key & NO_FD
+
+    @property
+    def _own_trouble(self) -> Trouble:
+        """Its trouble, to take note of something in it."""
+        if self._trouble.is_shared:
+            self._trouble = Trouble(self._trouble.round)
+        return self._trouble
+
+    @property
+    def _round(self) -> Round | None:
+        return self._trouble.round
+
+    @property
+    def _gone(self) -> bool:
+        return self._trouble.gone
+
+
+class Watch(Signalled):
     """One watched cgroup; made by Monitor.watch(), Monitor.watch_many() and Monitor.watch_tree().
 
     Attributes:
@@ -62,48 +93,20 @@ class Watch(AnyWatch):
     Synchronization: close() may be called from any thread; the attributes may be read from any.
     """
 
-    __slots__ = (
-        "ooms",
-        "kills",
-        "_key",
-        "_tree",
-        "_seen",
-        "_accounted",
-        "_held",
-        "_unresolved",
-        "_gone",
-        "_round",
-        "_stuck",
-        "_also",
-    )
+    __slots__ = ("ooms", "kills", "_tree", "_seen", "_accounted")
 
-    def __init__(
-        self, monitor: Monitor, place: Place, key: int, seen: int, also: frozenset[type[Event]] = frozenset()
-    ) -> None:
-        super().__init__(monitor, place)
+    def __init__(self, monitor: Monitor, place: Place, key: int, seen: int) -> None:
+        super().__init__(monitor, place, key, CALM)
         self.ooms = 0
         self.kills = 0
-        self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
-        self._also = also  # what is told beside the usual
         self._tree: TreeWatch | None = None  # that it is a member of, from when it is committed until it is let go of
         self._seen = seen  # the oom_kill counter when it was last read
         self._accounted = seen  # up to where the ledger has its kills, whichever watch of the cgroup told them
-        self._held = 0  # signals read from the eventfd that are not told yet, see v1.py
-        self._unresolved = 0  # OOMs of the present settle that no kill has answered
-        self._gone = False  # a look found the cgroup removed; Removed follows when its signals are in
-        self._round: Round | None = None
-        self._stuck = (
-            0  # since when its tasks sleep for want of memory, in nanoseconds of CLOCK_MONOTONIC; 0: they do not
-        )
 
     @property
     def polled(self) -> bool:
         """Whether it is followed by its counter alone, for want of a descriptor; see TreeWatch.polled."""
         return self._key & NO_FD == NO_FD
-
-    @property
-    def _eventfd(self) -> int:
-        return self._key & NO_FD
 
     def __repr__(self) -> str:
         return f"<Watch {self.cgroup!r} {self._state} ooms={self.ooms} kills={self.kills}>"

@@ -7,15 +7,17 @@ from memcg_oom.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
-    from memcg_oom.commit import Change, Outbox
+    from memcg_oom.by_descriptor import ByDescriptor
+    from memcg_oom.commit import Change
     from memcg_oom.complaints import Complaints
-    from memcg_oom.events import Event
-    from memcg_oom.hierarchy import Hierarchy
+    from memcg_oom.events import Event, Victim
+    from memcg_oom.hierarchy import Hierarchy, Place
     from memcg_oom.host import HostCounter
     from memcg_oom.ledger import Ledger
     from memcg_oom.loop import Loop
+    from memcg_oom.outbox import Outbox
     from memcg_oom.sources import Change as Happened
     from memcg_oom.tree import TreeWatch
     from memcg_oom.watch import AnyWatch
@@ -48,7 +50,7 @@ class Watches:
     ) -> None:
         self.hierarchy: Hierarchy | None = None
         self.counter: HostCounter | None = None
-        self.by_key: dict[int, Watch] = {}
+        self.by_key: dict[int, Watch] | ByDescriptor = {}
         # Those of them whose removal nobody signals. The hierarchy's root is never removed.
         self.polled: dict[int, Watch] = {}
         # The tree whose members the ledger goes by: it covers the hierarchy, so that every kill is its business.
@@ -56,6 +58,12 @@ class Watches:
         # Of discovery.py: what is called for each before its end, and to hear of everything that there is to hear.
         self.let_go: Callable[[Watch], None] = lambda _watch: None
         self.drain: Callable[[], bool] = lambda: False
+        # Of victims.py: what the log tells of a removed cgroup that its counter could not, and of several together; and
+        # at whose limit they were killed.
+        self.claim: Callable[..., tuple[list[Victim], int, list[Change]]] = lambda _watch, _most=0: ([], 0, [])
+        self.nobodys: Callable[[int, str], tuple[tuple[Victim, ...], list[Change]]] = lambda _count, _below: ((), [])
+        self.limit: Callable[[Iterable[Victim]], str | None] = lambda _victims: None
+        self.muddle: Callable[[], list[Change]] = list  # kills were told to the ledger alone
         self.trees: list[TreeWatch] = []
         self._loop = loop
         self._outbox = outbox
@@ -87,15 +95,24 @@ class Watches:
         self.by_key.clear()
         self.polled.clear()
 
+    def of(self, directory_ids: Container[int]) -> list[Watch]:
+        """All watches of cgroups with such ids."""
+        return [watch for watch in self.by_key.values() if watch._place.directory_id in directory_ids]
+
     def sweep(self, watches: list[Watch]) -> bool:
         """Looks at watches out of turn and tells what is new; whether all of them could be read."""
         raise NotImplementedError
 
+    def all_told(self) -> bool:
+        """Whether there is no kill on this host that was not told and may still be somebody's."""
+        assert self.counter is not None  # opened with the hierarchy
+        return self._ledger.missing(self.counter.read()) <= 0
+
     # What only one of the versions has to do.
 
-    def hear(self, now: int) -> bool:
-        """Takes note of news beside the signals; whether anybody is to be looked at."""
-        return False
+    def hear(self, now: int) -> list[Place]:
+        """Takes note of news beside the signals; returns who is in trouble."""
+        return []
 
     def changed(self, changes: Iterable[Happened]) -> None:
         """Takes note of what has happened to names in directories."""

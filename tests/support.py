@@ -167,13 +167,14 @@ class Dial:
         self.close()
 
 
-def run_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1) -> None:
-    """Runs one until it was killed and reaps it."""
+def run_hog(hog: str, cgroup: Path, size: int = 8 << 20, processes: int = 1) -> int:
+    """Runs one until it was killed and reaps it; returns the pid that it had."""
     pid = start_hog(hog, cgroup, size, processes)
     _, status = os.waitpid(pid, 0)
     if processes == 1:
         assert os.WIFSIGNALED(status), f"the hog was not killed: {status}"
     eventually(lambda: not (cgroup / "cgroup.procs").read_text())
+    return pid
 
 
 def remove(cgroup: Path) -> None:

@@ -5,11 +5,7 @@
  * CLOCK_MONOTONIC just before the writes, in nanoseconds.
  */
 #define _GNU_SOURCE
-#include <err.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/eventfd.h>
-#include <time.h>
+#include "limits.h"
 
 int main(int argc, char **argv)
 {
@@ -28,11 +24,10 @@ int main(int argc, char **argv)
         err(1, "calloc");
 
     for (long i = 0; i < count; i++) {
-        struct timespec now, pause = {.tv_nsec = shortest + random() % (longest - shortest + 1)};
+        const struct timespec pause = {.tv_nsec = shortest + random() % (longest - shortest + 1)};
 
         nanosleep(&pause, NULL);
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        sent[i] = now.tv_sec * 1000000000LL + now.tv_nsec;
+        sent[i] = now_ns();
         if (eventfd_write(eventfd, 1) < 0)
             err(1, "eventfd");
     }

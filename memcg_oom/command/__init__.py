@@ -14,6 +14,7 @@ from memcg_oom.alarms import LEVELS, MODES, check_threshold, pressure_control
 from memcg_oom.command.errors import UNAVAILABLE, Unavailable, words
 from memcg_oom.command.text import EVENTS
 from memcg_oom.errors import MemcgError
+from memcg_oom.events import MemoryHigh, MemoryMax
 from memcg_oom.sizes import parse_size
 from memcg_oom.stalls import check_trigger
 
@@ -38,11 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             del options.command[0]
         if not options.command:
             parser.error("run: a command is missing")
-    if options.subcommand == "watch" and not options.cgroup and (options.usage or options.pressure or options.stall):
-        parser.error(
-            "watch: --usage, --pressure and --stall want cgroups to be named; the whole host has stalls, by the name "
-            "of /proc/pressure/memory"
-        )
+    _check(parser, options)
     signal.signal(signal.SIGTERM, _end)
     try:
         return _subcommand(options)
@@ -58,6 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, MemcgError) as error:
         _complain(error)
         return 1
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with a word on what does not go together."""
+    if options.subcommand == "watch" and not options.cgroup and (options.usage or options.pressure or options.stall):
+        parser.error(
+            "watch: --usage, --pressure and --stall want cgroups to be named; the whole host has stalls, by the name "
+            "of /proc/pressure/memory"
+        )
+    if options.subcommand == "watch" and options.summary:
+        from memcg_oom.command.summary import why_not
+
+        if options.json or (reason := why_not()):
+            parser.error("watch: --summary or --json" if options.json else f"watch: {reason}")
+    if options.subcommand == "export":
+        if bool(options.tls_cert) != bool(options.tls_key):
+            parser.error("export: --tls-cert and --tls-key want each other")
+        if options.client_ca and not options.tls_cert:
+            parser.error("export: --client-ca wants --tls-cert and --tls-key")
+        if options.tls_cert and options.textfile and not options.listen:
+            parser.error("export: with --textfile nothing listens without --listen, so there is no use for --tls-cert")
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -79,6 +97,7 @@ def _subcommand(options: argparse.Namespace) -> int:
             Alarms(options.usage, options.pressure, options.stall),
             tree=options.tree,
             as_json=options.json,
+            summary=options.summary,
             count=options.count,
             timeout=options.timeout,
         )
@@ -90,6 +109,22 @@ def _subcommand(options: argparse.Namespace) -> int:
         from memcg_oom.command.listen import listen
 
         return listen(options.control_file, " ".join(options.argument))
+    if options.subcommand == "export":
+        from memcg_oom.command.export import Options, export
+
+        return export(
+            Options(
+                cgroups=options.cgroup,
+                listen=options.listen,
+                keep=options.keep,
+                series=options.series,
+                also=[MemoryMax] * options.max + [MemoryHigh] * options.high,
+                tls=(options.tls_cert, options.tls_key) if options.tls_cert else None,
+                client_ca=options.client_ca,
+                textfile=options.textfile,
+                interval=options.interval,
+            )
+        )
     if options.subcommand == "check":
         from memcg_oom.command.check import check
 
@@ -143,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "such as some:0.2/2; v2, and /proc/pressure/memory as a name for the whole host",
     )
     watch.add_argument("--json", action="store_true", help="one JSON object a line (docs/events.schema.json)")
+    watch.add_argument("--summary", action="store_true", help="on a terminal: a table, brought up to date in place")
     watch.add_argument("--count", type=_count, metavar="N", help="end after N events")
     watch.add_argument("--timeout", type=_seconds, metavar="S", help="end after S seconds, with exit code 124")
 
@@ -161,6 +197,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     listen.add_argument("control_file", metavar="CONTROL_FILE", help="such as .../memory.oom_control")
     listen.add_argument("argument", nargs="*", metavar="ARGS", help="what that control file wants, such as 100M or low")
+
+    export = subcommands.add_parser("export", help="metrics for Prometheus; wants pip install memcg-oom[prometheus]")
+    export.add_argument("cgroup", nargs="*", metavar="CGROUP", help="default: the whole memory hierarchy")
+    export.add_argument(
+        "--listen",
+        type=_address,
+        metavar="ADDR:PORT",
+        help="where to serve them; IPv6 in brackets; default: 127.0.0.1:19754, or with --textfile nowhere",
+    )
+    export.add_argument("--tls-cert", metavar="FILE", help="serve over TLS, with this certificate (PEM)")
+    export.add_argument("--tls-key", metavar="FILE", help="and its private key")
+    export.add_argument("--client-ca", metavar="FILE", help="only to clients with a certificate of these authorities")
+    export.add_argument("--textfile", metavar="DIR", help="write DIR/memcg_oom.prom, for the node exporter")
+    export.add_argument(
+        "--interval", type=_period, default=15.0, metavar="S", help="seconds between two such writes (15)"
+    )
+    export.add_argument(
+        "--keep", type=_seconds, default=900.0, metavar="S", help="keep the series of a removed cgroup S seconds (900)"
+    )
+    export.add_argument(
+        "--series",
+        type=_count,
+        default=20_000,
+        metavar="N",
+        help="at most N cgroups have series of their own, the others have one together (20000)",
+    )
+    export.add_argument("--max", action="store_true", help="also how often memory.max was at work; v2")
+    export.add_argument("--high", action="store_true", help="also how often memory.high was at work; v2")
 
     check = subcommands.add_parser("check", help="say what this host offers, and what each missing thing costs")
     check.add_argument("--json", action="store_true", help="as a JSON object")
@@ -216,8 +280,25 @@ def _stall(text: str) -> tuple[str, float, float]:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"a number of events, 1 or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"a number, 1 or more, not {text!r}")
     return int(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    # IPv6 in brackets alone: in "::1:80" nobody can tell the port.
+    is_bracketed = host == f"[{bare}]"
+    if not bare or (":" in bare) != is_bracketed or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"ADDR:PORT, such as 0.0.0.0:19754 or [::1]:19754, not {text!r}")
+    return bare, int(port)
+
+
+def _period(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError("a number of seconds above 0")
+    return seconds
 
 
 def _seconds(text: str) -> float:

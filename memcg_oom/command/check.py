@@ -8,11 +8,13 @@ import sys
 
 from memcg_oom.cgroup import Cgroup
 from memcg_oom.command.text import SCHEMA_VERSION, escape
+from memcg_oom.complaints import IN_THE_HOSTS
 from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.mounts import Mount, cgroup_mounts, memory_mount
 from memcg_oom.search import HEADROOM
 from memcg_oom.sources import Inotify, open_source
 from memcg_oom.stalls import HOST, is_privileged
+from memcg_oom.victims import named_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def _findings() -> Iterator[Finding]:
         yield _source(mount)
     yield _swap(mount)
     yield _panic()
-    yield _kernel_log()
+    yield _kernel_log(mount)
     yield _stalls()
 
 
@@ -230,15 +232,24 @@ def _panic() -> Finding:
     )
 
 
-def _kernel_log() -> Finding:
+def _kernel_log(mount: Mount | None) -> Finding:
     try:
         os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         return Finding(
             "kernel log",
             f"/dev/kmsg is not readable: {error.strerror}",
-            "a kill without a signal (the whole host out of memory, sysrq-f) is told by a timer, up to a second late",
+            "no victim is named, and a kill without a signal (the whole host out of memory, sysrq-f) is told by a "
+            "timer, up to a second late",
             "grant CAP_SYSLOG, or set kernel.dmesg_restrict=0",
+        )
+    by_pid, by_path = named_by(mount is None or Hierarchy.is_root(os.stat(mount.point).st_ino))
+    if not (by_pid and by_path):
+        return Finding(
+            "kernel log",
+            f"/dev/kmsg is readable, but from another {'cgroup' if by_pid else 'pid'} namespace than the host's",
+            "victims are named in part, or not at all",
+            IN_THE_HOSTS,
         )
     return Finding("kernel log", "/dev/kmsg is readable")
 

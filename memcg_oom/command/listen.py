@@ -17,12 +17,10 @@ def listen(control_file: str, argument: str) -> int:
     """Prints a line for each crossing until the cgroup is removed; returns the exit code."""
     cgroup, name = os.path.split(absolute(control_file))
     line = f"{control_file} {argument}: crossed" if argument else f"{control_file}: crossed"
-    with Signals() as signals, register(cgroup, name, argument) as eventfd:
-        hierarchy = Hierarchy(cgroup)
-        try:
-            place = hierarchy.place(
-                cgroup, os.stat(cgroup).st_ino, os.stat(os.path.join(cgroup, "memory.oom_control")).st_ino
-            )
+    hierarchy = Hierarchy(cgroup)
+    try:
+        place = hierarchy.find(cgroup)  # before it is registered: after that it may go at any moment
+        with Signals() as signals, register(cgroup, name, argument) as eventfd:
             while True:
                 signals.wait(eventfd)
                 # Read first, then look: if the cgroup is alive afterwards, all that was read are crossings.
@@ -37,6 +35,6 @@ def listen(control_file: str, argument: str) -> int:
                 if gone:
                     print("The cgroup seems to have removed.", flush=True)  # the words of cgroup_event_listener.c
                     break
-        finally:
-            hierarchy.close()
+    finally:
+        hierarchy.close()
     return 0

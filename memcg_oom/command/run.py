@@ -14,8 +14,9 @@ from contextlib import suppress
 
 from memcg_oom.command.errors import Unavailable, words
 from memcg_oom.command.scratch import scratch
-from memcg_oom.command.text import SCHEMA_VERSION, escape, json_path, json_time
+from memcg_oom.command.text import SCHEMA_VERSION, describe, escape, json_name, json_record, json_time
 from memcg_oom.errors import UnsupportedError
+from memcg_oom.events import OomKill
 from memcg_oom.monitor import Monitor
 from memcg_oom.sizes import format_size
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from memcg_oom.cgroup import Cgroup
+    from memcg_oom.events import Event
 
 # As env(1) and the shell have them.
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -42,19 +44,22 @@ def run(command: list[str], memory: int | None, as_json: bool, parent: str | Non
         with scratch("run", memory, parent) as cgroup, Monitor() as monitor:
             watch = monitor.watch(cgroup)
             try:
+                events: list[Event] = []
                 with Child(command, cgroup) as child:
                     poll = select.poll()
                     poll.register(monitor.fileno(), select.POLLIN)
                     poll.register(child.pidfd, select.POLLIN)
                     while child.pidfd not in (fd for fd, _ in poll.poll()):
-                        monitor.wait(0)  # the totals of the watch are all that the verdict needs
+                        events += monitor.wait(0)
                     status = child.reap()
             except ExecError as error:
                 print(f"memcg-oom: {words(error)}", file=sys.stderr)
                 return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
             cgroup.kill()  # what the command left behind; now the counters stand still
-            monitor.wait(0)
-            verdict = Verdict(cgroup, command, status, watch.ooms)
+            events += monitor.wait(0)
+            while watch.kills > sum(event.count for event in events if isinstance(event, OomKill)):
+                events += monitor.wait()  # it waits for its victims, no longer than the monitor's settle
+            verdict = Verdict(cgroup, command, status, watch.ooms, events)
         print(verdict.json() if as_json else verdict.text(), file=sys.stderr)
         return verdict.code
     except Unavailable:
@@ -168,7 +173,7 @@ class Verdict:
         code: the exit code for the shell.
     """
 
-    def __init__(self, cgroup: Cgroup, command: list[str], status: int, ooms: int) -> None:
+    def __init__(self, cgroup: Cgroup, command: list[str], status: int, ooms: int, events: list[Event]) -> None:
         self._time_ns = time.time_ns()
         self._command = command
         self._cgroup = cgroup.path
@@ -179,12 +184,13 @@ class Verdict:
         except UnsupportedError:  # v2 before 5.19
             self._peak = None
         self._limit = cgroup.limit
+        self._victims = [victim for event in events if isinstance(event, OomKill) for victim in event.victims]
         # The counters themselves rather than what the watch has seen of them: they still stand, and nothing is later.
         if cgroup.version == 1:
             self._ooms, self._kills = ooms, cgroup.oom_control().oom_kill
         else:
-            events = cgroup.events()
-            self._ooms, self._kills = events["oom"], events["oom_kill"]
+            counters = cgroup.events()
+            self._ooms, self._kills = counters["oom"], counters["oom_kill"]
 
     def text(self) -> str:
         """A line for people."""
@@ -193,7 +199,8 @@ class Verdict:
         peak += "" if self._limit is None else f" of {format_size(self._limit)}"
         ooms = f"{self._ooms} OOM{'' if self._ooms == 1 else 's'}"
         kills = f"{self._kills} OOM kill{'' if self._kills == 1 else 's'}"
-        return f"memcg-oom: {escape(self._command[0])} {end}; peak {peak}; {ooms}, {kills}"
+        who = f": {escape(', '.join(map(describe, self._victims)))}" if self._victims else ""
+        return f"memcg-oom: {escape(self._command[0])} {end}; peak {peak}; {ooms}, {kills}{who}"
 
     def json(self) -> str:
         """An object for programs."""
@@ -204,13 +211,14 @@ class Verdict:
                 "v": SCHEMA_VERSION,
                 "event": "exit",
                 "time": json_time(self._time_ns),
-                **json_path(self._cgroup),
+                **json_name("cgroup", self._cgroup),
                 "code": self.code,
                 "signal": self._signal,
                 "peak": self._peak,
                 "limit": self._limit,
                 "ooms": self._ooms,
                 "kills": self._kills,
+                "victims": [json_record(victim) for victim in self._victims],
             }
         )
 

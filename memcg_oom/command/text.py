@@ -21,13 +21,20 @@ from memcg_oom.events import (
     Unattributed,
     UsageCrossed,
 )
+from memcg_oom.identity import identify
+from memcg_oom.pods import PodNames
 from memcg_oom.sizes import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memcg_oom.events import Event
+    from collections.abc import Container
+
+    from memcg_oom.events import Event, Victim
+    from memcg_oom.record import Record
 
 SCHEMA_VERSION = 1
+
+_ID = 12  # letters of a container's id that are enough for people, as everywhere
 
 # What there is, and its colour on a terminal.
 EVENTS = {
@@ -68,20 +75,46 @@ def escape(text: str) -> str:
     )
 
 
-def line(event: Event) -> str:
-    """The event as a line of aligned columns: local time, event, count, and then what is of no fixed width."""
+def line(event: Event, pods: PodNames | None = None) -> str:
+    """The event as a line of aligned columns: local time, event, count, and then what is of no fixed width.
+
+    Args:
+        event: what happened.
+        pods: knows the names of Kubernetes pods; None: they are told by their uids.
+    """
     seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{nanoseconds // 1_000_000:03d}"
     count = str(event.count) if isinstance(event, _COUNTED) else ""
     columns = f"{moment}  {kind(event):<13} {count:>5}  "
     if isinstance(event, Unattributed):
         ooms = f", and {event.ooms} OOMs" if event.ooms else ""
-        return f"{columns}OOM kills{ooms} in cgroups that came and went unseen, or together"
+        who = f"  ({', '.join(map(describe, event.victims))})" if event.victims else ""
+        return f"{columns}OOM kills{ooms} in cgroups that came and went unseen, or together{who}"
     if isinstance(event, Degraded):
         return f"{columns}{event.what}; the cost: {event.cost}; the remedy: {event.remedy}"
     assert isinstance(event, CgroupEvent)  # the only other branch of the family
-    remark = _remark(event)
-    return f"{columns}{event.cgroup}{f'  ({remark})' if remark else ''}"
+    who, remark = who_is(event.cgroup, pods), _remark(event)
+    return f"{columns}{event.cgroup}{f'  [{who}]' if who else ''}{f'  ({remark})' if remark else ''}"
+
+
+def who_is(cgroup: str, pods: PodNames | None = None) -> str:
+    """What a cgroup was made for, in a few words; empty where its path does not say."""
+    identity = identify(cgroup)
+    words = []
+    if identity.pod:
+        name = pods.find(identity.pod) if pods is not None else None
+        words.append(f"pod {identity.pod}" if name is None else f"pod {name.namespace}/{name.name}")
+    if identity.container:
+        words.append(f"{identity.runtime or 'container'} {identity.container[:_ID]}")
+    if identity.machine:
+        words.append(f"machine {identity.machine}")
+    return ", ".join(words) or identity.unit or ""
+
+
+def describe(victim: Victim) -> str:
+    """A victim in a few words: its memory is what it had for itself, file pages left out."""
+    sizes = [size for size in (victim.anon_rss, victim.shmem_rss) if size is not None]
+    return f"{victim.comm}[{victim.pid}]{f' {format_size(sum(sizes))}' if sizes else ''}"
 
 
 def _remark(event: CgroupEvent) -> str:
@@ -90,8 +123,11 @@ def _remark(event: CgroupEvent) -> str:
     match event:
         case Oom(late=True):
             remark = "told late by the kernel"
-        case OomKill(group=True):
-            remark = "the whole group"
+        case OomKill(group=group, victims=victims, limit_cgroup=limit):
+            said = ["the whole group"] * group + [", ".join(map(describe, victims))] * bool(victims)
+            if limit is not None and limit != event.cgroup:
+                said.append(f"at the limit of {limit}")
+            remark = "; ".join(said)
         case OomResolved(after=after):
             remark = f"after {after:.3f} s"
         case Removed(unresolved=unresolved) if unresolved:
@@ -111,23 +147,46 @@ def json_time(time_ns: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
-def json_path(path: str) -> dict[str, str]:
-    """The members for a cgroup's path; one that is not UTF-8 has its bytes in base64 beside a readable likeness."""
-    raw = os.fsencode(path)
+def json_name(member: str, name: str) -> dict[str, object]:
+    """The members for a name; one that is not UTF-8 has its bytes in base64 beside a readable likeness."""
+    raw = os.fsencode(name)
     try:
-        return {"cgroup": raw.decode("utf-8")}
+        return {member: raw.decode("utf-8")}
     except UnicodeDecodeError:
-        return {"cgroup": raw.decode("utf-8", "replace"), "cgroup_base64": base64.b64encode(raw).decode("ascii")}
+        return {member: raw.decode("utf-8", "replace"), f"{member}_base64": base64.b64encode(raw).decode("ascii")}
 
 
-def json_event(event: Event) -> dict[str, object]:
-    """The event as the object that docs/events.schema.json describes."""
+def json_record(record: Record, leave_out: Container[str] = ()) -> dict[str, object]:
+    """The members for the fields of a record."""
+    members: dict[str, object] = {}
+    for name in record.fields():
+        value = getattr(record, name)
+        if name in leave_out:
+            continue
+        if isinstance(value, str):
+            members |= json_name(name, value)
+        elif isinstance(value, tuple):
+            members[name] = [json_record(one) for one in value]
+        else:
+            members[name] = value
+    return members
+
+
+def json_event(event: Event, pods: PodNames | None = None) -> dict[str, object]:
+    """The event as the object that docs/events.schema.json describes; pods: as line() has it."""
     members: dict[str, object] = {"v": SCHEMA_VERSION, "event": kind(event), "time": json_time(event.time_ns)}
-    for name in event.fields():
-        if name == "cgroup":
-            members |= json_path(event.cgroup)  # type: ignore[attr-defined]
-        elif name not in ("time_ns", "watch"):
-            members[name] = getattr(event, name)
+    members |= json_record(event, leave_out=("time_ns", "watch"))
+    if isinstance(event, CgroupEvent) and (identity := _json_identity(event.cgroup, pods)):
+        members["identity"] = identity
+    return members
+
+
+def _json_identity(cgroup: str, pods: PodNames | None) -> dict[str, object]:
+    """What is known of it, and nothing else."""
+    identity = identify(cgroup)
+    members = {name: value for name, value in json_record(identity).items() if value is not None}
+    if identity.pod and pods is not None and (name := pods.find(identity.pod)) is not None:
+        members |= {"pod_namespace": name.namespace, "pod_name": name.name}
     return members
 
 
@@ -136,19 +195,33 @@ class Printer:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
+        self._pods = PodNames()
         self._terminal = sys.stdout.isatty()
         self._coloured = self._terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         # In a pipe the bytes of a name are passed on as they are.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def due(self) -> float | None:
+        """Seconds until draw() wants to be called; None: never."""
+        return None
+
+    def draw(self) -> None:
+        """There is nothing that has to be kept up to date."""
 
     def event(self, event: Event) -> None:
         """Prints one."""
         if self._as_json:
             import json
 
-            print(json.dumps(json_event(event)), flush=True)
+            print(json.dumps(json_event(event, self._pods)), flush=True)
             return
-        text = line(event)
+        text = line(event, self._pods)
         if self._terminal:
             text = escape(text)
         if self._coloured:

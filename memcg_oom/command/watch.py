@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 
 from memcg_oom.cgroup import Cgroup
 from memcg_oom.command.errors import required_mount
 from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import Printer, kind, kind_name, line
+from memcg_oom.command.watching import allow_all_fds, number, say, sources, watch_trees
 from memcg_oom.errors import NotACgroupError
 from memcg_oom.events import CgroupEvent, Created, Degraded, MemoryHigh, MemoryMax, Oom, OomKill, Removed, Unattributed
 from memcg_oom.monitor import Monitor
-from memcg_oom.mounts import is_below
 from memcg_oom.paths import absolute
 from memcg_oom.watch import Watch
 
@@ -21,13 +19,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
 
+    from memcg_oom.command.summary import Screen
     from memcg_oom.events import Event
 
 # As timeout(1) has it.
 TIMED_OUT = 124
 
 
-class Summary:
+class Totals:
     """What there was, filtered by cgroup but not by event, for the line at the end."""
 
     def __init__(self, cgroups: int) -> None:
@@ -48,7 +47,7 @@ class Summary:
     def text(self) -> str:
         """The line."""
         return (
-            f"{_number(self.cgroups, 'cgroup')} seen, {_number(self.ooms, 'OOM')}, {_number(self.kills, 'OOM kill')}, "
+            f"{number(self.cgroups, 'cgroup')} seen, {number(self.ooms, 'OOM')}, {number(self.kills, 'OOM kill')}, "
             f"{self.unattributed} unattributed"
         )
 
@@ -147,27 +146,38 @@ def watch(
     *,
     tree: bool,
     as_json: bool,
+    summary: bool,
     count: int | None,
     timeout: float | None,
 ) -> int:
-    """Prints events until `count` of them are printed or `timeout` seconds are over; returns the exit code."""
+    """Prints events, or shows what there was in a table; returns the exit code.
+
+    That is until `count` of them are printed or `timeout` seconds are over.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     if not cgroups:
         cgroups = [required_mount().point]
     cgroups = [absolute(cgroup) for cgroup in cgroups]
-    _allow_all_fds()
-    printer = Printer(as_json)
+    allow_all_fds()
+    printer: Printer | Screen
+    if summary:
+        from memcg_oom.command.summary import Screen  # a watcher need not hold what it does not use
+
+        printer = Screen()
+    else:
+        printer = Printer(as_json)
     with Signals() as signals, Monitor() as monitor:
         followed = _begin(monitor, alarms.with_ooms(cgroups), tree, wanted.also)
         watches = monitor.watches
         more = alarms.begin(monitor, cgroups)
-        summary = Summary(sum(wanted.cgroup(watch.cgroup) for watch in watches))
+        totals = Totals(sum(wanted.cgroup(watch.cgroup) for watch in watches))
         try:
-            alarmed = f", and for {_number(more, 'alarm')}" if more else ""
-            _say(f"watching {_number(len(watches), 'cgroup')}{followed}{alarmed}, Ctrl-C ends it")
-            return _loop(monitor, signals, printer, wanted, summary, alarms=alarms, count=count, deadline=deadline)
+            alarmed = f", and for {number(more, 'alarm')}" if more else ""
+            say(f"watching {number(len(watches), 'cgroup')}{followed}{alarmed}, Ctrl-C ends it")
+            with printer:
+                return _loop(monitor, signals, printer, wanted, totals, alarms=alarms, count=count, deadline=deadline)
         finally:
-            _say(summary.text())
+            say(totals.text())
 
 
 def _begin(monitor: Monitor, cgroups: list[str], tree: bool, also: list[type[Event]]) -> str:
@@ -177,23 +187,18 @@ def _begin(monitor: Monitor, cgroups: list[str], tree: bool, also: list[type[Eve
     if not tree:
         monitor.watch_many(dict.fromkeys(cgroups), also=also)
         return ""
-    # One that lies in another is watched with it, and would be told of twice.
-    trees = [
-        monitor.watch_tree(cgroup, also=also)
-        for cgroup in dict.fromkeys(cgroups)
-        if not any(other != cgroup and is_below(cgroup, other) for other in cgroups)
-    ]
-    sources = " and ".join(dict.fromkeys(one.source for one in trees))
+    trees = watch_trees(monitor, cgroups, also)
     polled = sum(one.polled for one in trees)
-    return f" and those to come (told of by {sources}){f', {polled} of them by their counters alone' if polled else ''}"
+    alone = f", {polled} of them by their counters alone" if polled else ""
+    return f" and those to come (told of by {sources(trees)}){alone}"
 
 
 def _loop(
     monitor: Monitor,
     signals: Signals,
-    printer: Printer,
+    printer: Printer | Screen,
     wanted: Filter,
-    summary: Summary,
+    totals: Totals,
     *,
     alarms: Alarms,
     count: int | None,
@@ -201,32 +206,20 @@ def _loop(
 ) -> int:
     printed = 0
     while True:
-        signals.wait(monitor, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        waits = [printer.due(), None if deadline is None else max(0.0, deadline - time.monotonic())]
+        signals.wait(monitor, min((one for one in waits if one is not None), default=None))
         events = monitor.wait(0)
         for event in filter(wanted.of_interest, events):
             if alarms.repeats(event):
                 continue
-            summary.add(event)
+            totals.add(event)
             if wanted.printed(event):
                 printer.event(event)
                 printed += 1
                 if printed == count:
                     return 0
             elif isinstance(event, Degraded):
-                _say(line(event))  # what is not as it should be is said in any case
+                say(line(event))  # what is not as it should be is said in any case
+        printer.draw()
         if not events and deadline is not None and time.monotonic() >= deadline:
             return TIMED_OUT
-
-
-def _say(text: str) -> None:
-    print(f"memcg-oom: {text}", file=sys.stderr, flush=True)
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _allow_all_fds() -> None:
-    """A watch takes a descriptor, and the usual soft limit of 1,024 is there for select(2), which nobody calls here."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

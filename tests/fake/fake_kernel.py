@@ -18,6 +18,7 @@ import pytest
 import memcg_oom.discovery
 import memcg_oom.hierarchy
 import memcg_oom.host
+import memcg_oom.kernel_log
 import memcg_oom.loop
 import memcg_oom.monitor
 import memcg_oom.mounts
@@ -28,9 +29,39 @@ import memcg_oom.v1
 from memcg_oom import CgroupEvent, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed, Watch
 from memcg_oom._native import lib
 from memcg_oom.v1 import V1Watches
+from memcg_oom.victims import Victims
 from tests.support import PATIENCE
 
 AGES = 10_000.0  # seconds: a period whose end no test lives to see
+
+
+def escaped(text: bytes) -> bytes:
+    """As /dev/kmsg writes it (msg_add_ext_text())."""
+    return b"".join(b"%c" % one if 32 <= one < 127 and one != 92 else b"\\x%02x" % one for one in text)
+
+
+def killed(pid: int, comm: bytes, moment: int = 2, cause: bytes = b"Memory cgroup out of memory") -> bytes:
+    """As __oom_kill_process() prints it."""
+    text = b"%s: Killed process %d (%s) total-vm:12kB, anon-rss:8kB, file-rss:4kB, shmem-rss:0kB, UID:7 " % (
+        cause,
+        pid,
+        comm,
+    )
+    return b"3,9,%d,-;%spgtables:52kB oom_score_adj:-5\n" % (moment, escaped(text))
+
+
+def summary(pid: int, comm: bytes, limit: bytes | None, path: bytes, *, moment: int = 1, cpuset: bytes = b"/") -> bytes:
+    """As dump_oom_victim() prints it."""
+    where = b"oom_memcg=%s" % limit if limit is not None else b"global_oom"
+    text = b"oom-kill:constraint=%s,nodemask=(null),cpuset=%s,mems_allowed=0,%s,task_memcg=%s,task=%s,pid=%d,uid=7" % (
+        b"CONSTRAINT_NONE" if limit is None else b"CONSTRAINT_MEMCG",
+        cpuset,
+        where,
+        path,
+        comm,
+        pid,
+    )
+    return b"6,8,%d,-;%s\n SUBSYSTEM=mm\n" % (moment, escaped(text))
 
 
 def v1(monitor: Monitor) -> V1Watches:
@@ -75,8 +106,12 @@ class FakeKernel:
         log = folder / "kmsg"
         os.mkfifo(log)
         self._log = os.open(log, os.O_RDWR)
-        monkeypatch.setattr(memcg_oom.host, "KMSG", str(log))
-        monkeypatch.setattr(memcg_oom.host, "os", _Log(self))
+        monkeypatch.setattr(memcg_oom.kernel_log, "KMSG", str(log))
+        for module in (memcg_oom.host, memcg_oom.kernel_log):
+            monkeypatch.setattr(module, "os", _Log(self))
+        self.records: list[bytes] = []  # what was printed and not read yet; in the pipe there is a byte for each
+        # It names no victims, unless names_victims() is called: nobody waits for what does not come.
+        monkeypatch.setattr(Victims, "_patience", lambda _self, _finds_any: None)
 
     def make(self, name: str = "a", *, kills: int = 0) -> FakeCgroup:
         """A new cgroup, by its path from the root."""
@@ -121,9 +156,14 @@ class FakeKernel:
         self.host_kills += count
         self._vmstat.write_text(f"nr_free_pages 5\noom_kill {self.host_kills}\nnuma_hit 7\n")
 
-    def log(self, record: str = "6,1,1,-;Memory cgroup out of memory: Killed process 93 (hog)\n") -> None:
+    def log(self, record: str | bytes = "6,1,1,-;Memory cgroup out of memory: Killed process 93 (hog)\n") -> None:
         """Prints to the kernel log."""
-        os.write(self._log, record.encode())
+        self.records.append(record if isinstance(record, bytes) else record.encode("utf-8", "surrogateescape"))
+        os.write(self._log, b".")
+
+    def names_victims(self) -> None:
+        """From here on monitors wait for what the log says of victims."""
+        self._monkeypatch.setattr(Victims, "_patience", lambda victims, _finds_any: victims._settle)
 
     def overrun_log(self) -> None:
         """Prints more to the kernel log than it holds."""
@@ -154,6 +194,7 @@ class FakeCgroup:
         path.mkdir(exist_ok=path == kernel.root)
         (path / "memory.oom_control").touch()
         (path / "cgroup.event_control").touch()
+        (path / "cgroup.procs").touch()
         (path / "memory.pressure_level").touch()
         self._write_control()
         self.use(0)
@@ -201,6 +242,17 @@ class FakeCgroup:
         """Moves the counters, the host's first."""
         self.kernel.host_killed(count)
         self.count_kill(count)
+
+    def log_kill(self, pid: int, *, limit: FakeCgroup | None = None, named: bool = True) -> None:
+        """Has the log tell of a kill in it; named: with the line that says where."""
+        path, limit_path = (f"/{one.path.relative_to(one.kernel.root)}" for one in (self, limit or self))
+        if named:
+            self.kernel.log(summary(pid, b"hog", limit_path.encode(), path.encode()))
+        self.kernel.log(killed(pid, b"hog"))
+
+    def tasks(self, *pids: int) -> None:
+        """Who is in it."""
+        (self.path / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
 
     def count_kill(self, count: int = 1) -> None:
         """Moves its own counter alone: the host's has moved before."""
@@ -255,7 +307,7 @@ class _FileSystem:
 
 
 class _Log:
-    """The module os, but for the log: it is a pipe, in which nothing can be sought, and which is never overrun."""
+    """The module os, but for the log: a pipe that is readable while there is a record. Nothing can be sought in it."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
@@ -264,7 +316,8 @@ class _Log:
         if self._kernel.overrun:
             self._kernel.overrun = False
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        return os.read(fd, size)
+        os.read(fd, 1)
+        return self._kernel.records.pop(0)
 
     def lseek(self, _fd: int, _position: int, _how: int) -> int:
         return 0

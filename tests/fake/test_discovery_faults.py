@@ -19,7 +19,7 @@ from memcg_oom import CgroupEvent, Degraded, Event, Monitor, TreeWatch
 from memcg_oom._native import ffi, lib
 from memcg_oom.discovery import Discovery
 from memcg_oom.search import Search
-from memcg_oom.sources import Source
+from memcg_oom.sources import Inotify, Source
 from tests.fake.fake_kernel import AGES, FakeKernel, brief, replace_in_lib, take, take_while
 from tests.fake.test_faults import Strike, collect_by_iteration, collect_by_wait, count_fds
 from tests.support import limit_with_room
@@ -231,7 +231,7 @@ def test_an_overflow_lists_everything_again(kernel: FakeKernel, monkeypatch: pyt
         old.rename("renamed")
         with monkeypatch.context() as patch:
 
-            def lose(self: Source) -> list[Any]:
+            def lose(self: Source, scanning: bool) -> list[Any]:
                 os.read(self.fd, 1 << 16)
                 self.overflowed = True
                 return []
@@ -254,8 +254,32 @@ def test_the_kernel_says_that_its_queue_was_full(kernel: FakeKernel, monkeypatch
         (source,) = monitor._discovery.sources.values()
         records = [memcg_oom.sources._IN_EVENT.pack(-1, 0x4000, 0, 0)]
         monkeypatch.setattr(Source, "_packets", lambda _: iter([records.pop()] if records else []))
-        assert source.changes() == []
+        assert source.changes(scanning=False) == []
         assert source.overflowed
+
+
+def test_what_is_said_of_a_directory_before_its_watch_is_known(tmp_path: Path) -> None:
+    """A scan has directories followed in the core, and takes note of that later; somebody else reads meanwhile."""
+    source = Inotify()
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        watch = lib.memcg_inotify_add(source.fd, directory)
+        (tmp_path / "early").mkdir()
+        assert source.changes(scanning=True) == []
+        assert source.followed(7, watch)
+        (tmp_path / "late").mkdir()
+        assert [change[:2] for change in source.changes(scanning=True)] == [(7, "early"), (7, "late")]
+        assert source.changes(scanning=False) == []
+        source.unfollow(7)
+        # What is said of one that is let go of is kept by nobody.
+        watch = lib.memcg_inotify_add(source.fd, directory)
+        (tmp_path / "gone").mkdir()
+        assert source.changes(scanning=False) == []
+        assert source.followed(7, watch)
+        assert source.changes(scanning=True) == []
+    finally:
+        os.close(directory)
+        os.close(source.fd)
 
 
 @pytest.mark.parametrize("when", ["scanned", "created"])

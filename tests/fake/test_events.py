@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,22 +21,38 @@ from memcg_oom import (
     Oom,
     OomKill,
     OomResolved,
+    PodNames,
     Pressure,
     Removed,
     Stall,
     Unattributed,
     UsageCrossed,
+    Victim,
     Watch,
 )
 from memcg_oom.command.text import EVENTS, json_event, kind_name, line
-from memcg_oom.commit import Outbox, commit
+from memcg_oom.commit import commit
+from memcg_oom.outbox import Outbox
 from tests.fake.fake_kernel import AGES, FakeKernel
 
+VICTIM = Victim(
+    pid=93,
+    comm="hog",
+    uid=0,
+    anon_rss=8192,
+    file_rss=4096,
+    shmem_rss=0,
+    total_vm=16384,
+    oom_memcg="/a",
+    task_memcg=None,
+)
 VALUES: dict[str, object] = {
     "time_ns": 12,
     "cgroup": "/a",
     "count": 3,
     "group": True,
+    "victims": (VICTIM,),
+    "limit_cgroup": "/a",
     "ooms": 5,
     "after": 1.5,
     "threshold": 4096,
@@ -54,7 +71,7 @@ FIELDS: dict[type[Event], tuple[str, ...]] = {
     Event: ("time_ns",),
     CgroupEvent: ("time_ns", "cgroup", "watch"),
     Oom: ("time_ns", "cgroup", "watch", "count", "late"),
-    OomKill: ("time_ns", "cgroup", "watch", "count", "group"),
+    OomKill: ("time_ns", "cgroup", "watch", "count", "group", "victims", "limit_cgroup"),
     MemoryMax: ("time_ns", "cgroup", "watch", "count"),
     MemoryHigh: ("time_ns", "cgroup", "watch", "count"),
     OomResolved: ("time_ns", "cgroup", "watch", "after"),
@@ -63,7 +80,7 @@ FIELDS: dict[type[Event], tuple[str, ...]] = {
     Stall: ("time_ns", "cgroup", "watch", "kind", "count"),
     Removed: ("time_ns", "cgroup", "watch", "unresolved"),
     Created: ("time_ns", "cgroup", "watch"),
-    Unattributed: ("time_ns", "count", "ooms"),
+    Unattributed: ("time_ns", "count", "ooms", "victims"),
     Degraded: ("time_ns", "what", "cost", "remedy"),
 }
 SCHEMA = Path(__file__).parents[2] / "docs" / "events.schema.json"
@@ -101,6 +118,61 @@ def test_each_is_printed_and_in_the_schema(kind: type[Event], watches: tuple[Wat
     assert members.keys() == {"v", "event", "time", *FIELDS[kind]} - {"time_ns", "watch"}
 
 
+POD = "0cb8aa3c-6d0e-4f3e-8a6e-0123456789ab"
+CONTAINER = 16 * "3f2a"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "words", "identity"),
+    [
+        (
+            f"/sys/fs/cgroup/kubepods.slice/kubepods-pod{POD.replace('-', '_')}.slice/cri-containerd-{CONTAINER}.scope",
+            "pod shop/web-0, containerd 3f2a3f2a3f2a",
+            {
+                "unit": f"cri-containerd-{CONTAINER}.scope",
+                "slice": f"kubepods-pod{POD.replace('-', '_')}.slice",
+                "runtime": "containerd",
+                "container": CONTAINER,
+                "pod": POD,
+                "qos": "Guaranteed",
+                "pod_namespace": "shop",
+                "pod_name": "web-0",
+            },
+        ),
+        ("/sys/fs/cgroup/system.slice/ssh.service", "ssh.service", {"unit": "ssh.service", "slice": "system.slice"}),
+        (r"/sys/fs/cgroup/machine.slice/machine-qemu\x2d1\x2dweb.scope", "machine web", None),
+        ("/sys/fs/cgroup/web", "", {}),
+    ],
+    ids=["pod", "unit", "machine", "nothing"],
+)
+def test_what_the_cgroup_was_made_for(
+    tmp_path: Path, watches: tuple[Watch, Watch], cgroup: str, words: str, identity: dict[str, object] | None
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the schema is checked where jsonschema is installed")
+    (tmp_path / "pods" / f"shop_web-0_{POD}").mkdir(parents=True)
+    pods = PodNames(str(tmp_path / "pods"))
+    event = OomKill(time_ns=1, cgroup=cgroup, watch=watches[0], count=1)
+    assert line(event, pods).endswith(f"  {cgroup}  [{words}]" if words else f"  {cgroup}")
+    members = json.loads(json.dumps(json_event(event, pods)))
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(members)
+    if identity is not None:
+        assert members.get("identity", {}) == identity
+    # Where nobody knows the name the uid is told.
+    assert ("shop/web-0" in line(event)) is False
+    assert (POD in line(event)) == ("pod" in words)
+
+
+def test_names_that_are_not_utf_8(watches: tuple[Watch, Watch]) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the schema is checked where jsonschema is installed")
+    victim = VICTIM.__replace__(comm="h\udcff", task_memcg="/\udcfe")
+    event = OomKill(time_ns=1, cgroup="/a", watch=watches[0], count=1, victims=(victim,), limit_cgroup="/\udcfd")
+    members = json.loads(json.dumps(json_event(event)))
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(members)
+    assert base64.b64decode(members["victims"][0]["comm_base64"]) == b"h\xff"
+    assert base64.b64decode(members["victims"][0]["task_memcg_base64"]) == b"/\xfe"
+    assert base64.b64decode(members["limit_cgroup_base64"]) == b"/\xfd"
+
+
 def test_defaults(watches: tuple[Watch, Watch]) -> None:
     assert Oom(time_ns=1, cgroup="/a", watch=watches[0], count=1).late is False
     assert OomKill(time_ns=1, cgroup="/a", watch=watches[0], count=1).group is False
@@ -127,7 +199,7 @@ def test_keywords_only_and_all_of_them(kind: type[Event], watches: tuple[Watch, 
         make(*given.values())
     with pytest.raises(TypeError):
         make(**given, surplus=1)
-    for name in given.keys() - {"late", "unresolved", "group", "ooms", "repeated"}:
+    for name in given.keys() - {"late", "unresolved", "group", "ooms", "repeated", "victims", "limit_cgroup"}:
         with pytest.raises(TypeError, match=name):
             make(**{key: value for key, value in given.items() if key != name})
 

@@ -21,8 +21,8 @@ import memcg_oom.v1
 import memcg_oom.watches
 from memcg_oom import Degraded, Event, Monitor, UnsupportedError
 from memcg_oom._native import lib
-from memcg_oom.commit import Outbox
 from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.outbox import Outbox
 from memcg_oom.rounds import Agenda, Round
 from memcg_oom.v1 import V1Watches
 from tests.fake.fake_kernel import (
@@ -514,7 +514,7 @@ PLACES: list[tuple[object, str]] = [
     (Agenda, "add"),
     (Agenda, "first"),
     (Agenda, "drop_first"),
-    (Round, "join"),
+    (Round, "__init__"),
     (Round, "members"),
     (Round, "next_look"),
     (Outbox, "put"),

@@ -16,6 +16,7 @@ import pytest
 
 import memcg_oom.audit
 import memcg_oom.host
+import memcg_oom.kernel_log
 import memcg_oom.monitor
 from memcg_oom import Degraded, Event, Monitor, OomKill, Unattributed
 from memcg_oom._native import lib
@@ -112,6 +113,12 @@ class World:
     def left_out(self) -> list[int]:
         return []
 
+    def nobodys(self, _count: int) -> tuple[tuple[()], list[Any]]:
+        return (), []
+
+    def settled(self) -> list[Any]:
+        return []
+
     def tell(self, events: list[Event]) -> list[Any]:
         self.events += events
         return []
@@ -131,11 +138,12 @@ def auditor(world: World, monkeypatch: pytest.MonkeyPatch, *, settle: int = 100 
         discovery=watches,
         complaints=Complaints(),
         ledger=world.ledger,
+        victims=watches,
         settle=settle,
         period=period,
     )
     audit._counter = watches
-    audit._log = watches  # it has one, so nothing is periodic
+    audit._has_log = True  # so nothing is periodic
     commit(world.ledger.open(world.host))
     return audit
 
@@ -444,7 +452,7 @@ def test_periodic_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch, reaso
     elif reason == "undiscovered":
         world.needs_audit = True
     elif reason == "no log":
-        audit._log = None
+        audit._has_log = False
     assert audit.next_due() == (world.now + audit._period if reason else 0)
     off = auditor(world, monkeypatch, period=0)
     assert off.next_due() == 0
@@ -502,7 +510,10 @@ def test_an_overrun_log_is_a_reason(kernel: FakeKernel) -> None:
         take_while(monitor, lambda: watch._round)
         cgroup.kill()
         kernel.overrun_log()
-        assert brief(take(monitor, 1)) == [("OomKill", 1)]
+        degraded, kill = take(monitor, 2)
+        assert isinstance(degraded, Degraded)
+        assert "log_buf_len" in degraded.remedy
+        assert brief([kill]) == [("OomKill", 1)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -515,10 +526,11 @@ def test_what_an_exception_takes_from_the_log(
         take_while(monitor, lambda: watch._round)
         cgroup.kill()
         kernel.log()
-        log: Any = memcg_oom.host.__dict__["os"]
+        log: Any = memcg_oom.kernel_log.__dict__["os"]
 
-        def read(fd: int, size: int) -> bytes:
-            os.read(fd, size)
+        def read(fd: int, _size: int) -> bytes:
+            os.read(fd, 1)
+            kernel.records.pop(0)
             raise error
 
         with monkeypatch.context() as patch:
@@ -530,7 +542,7 @@ def test_what_an_exception_takes_from_the_log(
 
 
 def test_a_log_that_may_not_be_read(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memcg_oom.host, "KMSG", str(tmp_path / "none"))
+    monkeypatch.setattr(memcg_oom.kernel_log, "KMSG", str(tmp_path / "none"))
     one, other = kernel.make("a"), kernel.make("b")
     with Monitor(settle=0.0, audit=0.02) as monitor:
         monitor.watch(one.path)
@@ -556,7 +568,7 @@ def test_no_audits(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
         return os.open(path, flags)
 
     monkeypatch.setattr(host, "open", noted, raising=False)
-    with Monitor(settle=0.0, audit=None) as monitor:
+    with Monitor(settle=0.0, audit=None, victims=False) as monitor:
         watch = monitor.watch(cgroup.path)
         assert opened == [memcg_oom.host.VMSTAT]
         take_while(monitor, lambda: watch._round)

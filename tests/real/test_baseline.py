@@ -14,6 +14,7 @@ from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.registration import Registrations
 from memcg_oom.sources import Inotify
 from tests.support import (
+    PATIENCE,
     Independent,
     control,
     eventually,
@@ -70,7 +71,7 @@ def test_a_kill_between_the_baseline_and_the_registration(
     widen(monkeypatch, registering)
     with Monitor() as monitor:
         watch = monitor.watch(cgroup)
-        events = monitor.wait(0)
+        events = monitor.wait(PATIENCE)
         assert [(type(event), getattr(event, "count", 0)) for event in events] == [(OomKill, 1)]
         assert not take_until_quiet(monitor).by_watch
         assert (watch.ooms, watch.kills) == (0, 1)

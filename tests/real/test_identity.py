@@ -65,7 +65,7 @@ print("exact", sum(watch.kills for watch, *_ in wanted))
 
 def test_races_renames_and_namesakes(memcg1: Path, hog: str, figure: dict[str, object]) -> None:
     code, out, err = run_python(DROP + LIFE, hog, memcg1, 200)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, ""), err
     assert out.startswith("exact ")
     figure.update(rounds=200, kills_told=out.split()[1])
 

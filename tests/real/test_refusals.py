@@ -807,7 +807,8 @@ def test_a_timeout_that_is_for_ever(timeout: float) -> None:
 @pytest.mark.parametrize("name", ["settle", "linger"])
 @pytest.mark.parametrize("period", [-1, -1e-9, math.nan, math.inf, -math.inf])
 def test_a_period_that_is_no_time(name: str, period: float) -> None:
-    error = refused(lambda: Monitor(**{name: period}))
+    arguments: dict[str, Any] = {name: period}
+    error = refused(lambda: Monitor(**arguments))
     assert type(error) is ValueError
     assert name in str(error)
 
@@ -823,8 +824,9 @@ def test_a_period_that_is_no_number(name: str) -> None:
 @pytest.mark.parametrize("period", [1e6, 1e9, 1e10, 1e18, 1e300])
 def test_a_period_of_ages(name: str, period: float, memcg1: Path, hog: str) -> None:
     """It is refused as a number, or else it works."""
+    arguments: dict[str, Any] = {name: period}
     try:
-        monitor = Monitor(**{name: period})
+        monitor = Monitor(**arguments)
     except ValueError:
         return
     with monitor:

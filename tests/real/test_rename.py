@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memcg_oom import Monitor, Watch
+from memcg_oom import Monitor, OomKill, Watch
 from memcg_oom.hierarchy import Hierarchy
 from tests.support import Independent, Ledger, Reader, make, remove, run_hog, take_until
 
@@ -106,26 +106,24 @@ def test_two_cgroups_swap_their_names_while_kills_happen(memcg1: Path, hog: str)
 
 @pytest.mark.parametrize("victim", ["new", "old"])
 def test_made_anew_under_the_same_path(memcg1: Path, hog: str, victim: str, figure: dict[str, object]) -> None:
-    """Neither sees the other's events."""
+    """Neither sees the other's events, nor has its victims."""
     path = memcg1 / "phoenix"
     rounds = min(150, int(os.environ.get("MEMCG_OOM_ROUNDS", "150")))
     reader = Reader(Monitor())
     pairs: list[tuple[Watch, Watch]] = []
-    counted: list[int] = []
+    counted: list[tuple[int, int]] = []
     try:
         for _ in range(rounds):
             old = reader.monitor.watch(make(path, "1M"))
             if victim == "old":
                 independent = Independent(path)
-                run_hog(hog, path)
-                counted.append(independent.read())
+                counted.append((run_hog(hog, path), independent.read()))
                 independent.close()
             remove(path)
             new = reader.monitor.watch(make(path, "1M"))
             if victim == "new":
                 independent = Independent(path)
-                run_hog(hog, path)
-                counted.append(independent.read())
+                counted.append((run_hog(hog, path), independent.read()))
                 independent.close()
             remove(path)
             pairs.append((old, new))
@@ -134,8 +132,9 @@ def test_made_anew_under_the_same_path(memcg1: Path, hog: str, victim: str, figu
         reader.finish()
     ledger = reader.ledger
     figure.update(rounds=rounds, kills=ledger.kills.total(), unresolved=ledger.unresolved.total())
-    for (old, new), ooms in zip(pairs, counted, strict=True):
+    for (old, new), (pid, ooms) in zip(pairs, counted, strict=True):
         hit, spared = (old, new) if victim == "old" else (new, old)
+        assert {one.pid for told in ledger.by_watch[hit] if isinstance(told, OomKill) for one in told.victims} <= {pid}
         assert ledger.ooms[hit] == ooms
         assert ledger.kills[hit] + ledger.unresolved[hit] >= 1 >= ledger.kills[hit]
         assert len(ledger.by_watch[spared]) == 1

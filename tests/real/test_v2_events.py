@@ -222,6 +222,50 @@ def test_nested_trees_come_and_go(memcg2: Path, hog: str) -> None:
         assert len(monitor._watches.nodes) == 2  # type: ignore[union-attr] # the root, and what is above it
 
 
+def kill_in_a_short_life(hog: str, cgroup: Path) -> None:
+    make(cgroup, "4M")
+    run_hog(hog, cgroup)
+    remove(cgroup)
+
+
+@pytest.mark.parametrize("source", [None, "inotify"])
+@pytest.mark.parametrize("whose", ["in a new one", "in one that goes", "of the same name", "of the same name twice"])
+def test_a_kill_in_one_that_nobody_saw(memcg2: Path, hog: str, source: str | None, whose: str) -> None:
+    """It is nobody's: neither its neighbour's nor that of the cgroup that it was in, which go before anybody looks."""
+    q, s, n = memcg2 / "q", memcg2 / "q" / "s", memcg2 / "q" / "n"
+    kills = 1 + (whose == "of the same name twice")
+    with Monitor() as monitor:
+        tree = monitor.watch_tree(memcg2, source=source)
+        ledger = Ledger()
+        make(q)
+        if whose == "in a new one":
+            kill_in_a_short_life(hog, s)
+            make(n)
+            catch_up(monitor, tree, memcg2, ledger)
+            remove(n)
+        elif whose == "in one that goes":
+            catch_up(monitor, tree, memcg2, ledger)
+            kill_in_a_short_life(hog, s)
+            remove(q)
+        else:
+            make(n)
+            make(s)
+            catch_up(monitor, tree, memcg2, ledger)
+            remove(s)
+            for _ in range(kills):
+                kill_in_a_short_life(hog, s)
+            make(s)
+            remove(n)
+        take_until(monitor, lambda ledger: ledger.other, ledger)
+        take_until_quiet(monitor, ledger)
+        assert not ledger.kills
+        assert not ledger.ooms
+        assert [type(event) for event in ledger.other] == [Unattributed]
+        assert [(event.count, event.ooms) for event in ledger.other if isinstance(event, Unattributed)] == [
+            (kills, kills)
+        ]
+
+
 def test_the_memory_controller_is_switched_off_and_on(memcg2: Path, hog: str) -> None:
     parent = make(memcg2 / "p")
     child = parent / "c"

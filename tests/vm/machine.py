@@ -33,6 +33,7 @@ SITE_PACKAGES = (
     "packaging",
     "pygments",
     "_cffi_backend",
+    "prometheus_client",
 )
 # Where Debian has the newest kernel of a series. The last one is whatever is the newest of all.
 SUITES = {
@@ -148,7 +149,7 @@ def initramfs(target: Path, hog: str, wheel: Path | None = None) -> Path:
     init = root / "init"
     init.write_text(INIT.format(prefix=sys.base_prefix))
     init.chmod(0o755)
-    return _pack(root, target / "base.cpio.gz")
+    return pack(root, target / "base.cpio.gz")
 
 
 def systemd_initramfs(target: Path, hog: str) -> Path:
@@ -168,15 +169,20 @@ def systemd_initramfs(target: Path, hog: str) -> Path:
     program.write_text("#!/usr/bin/python3\nfrom memcg_oom.command import main\nraise SystemExit(main())\n")
     program.chmod(0o755)
     shutil.copy(hog, root / "hog")
-    copy(ROOT / "tests", root / "work" / "tests")
-    extra = _pack(root, target / "systemd-extra.cpio.gz")
+    for name in ("tests", "deploy"):
+        copy(ROOT / name, root / "work" / name)
+    exporter = find_spec("prometheus_client")
+    assert exporter is not None
+    assert exporter.origin is not None
+    copy(Path(exporter.origin).parent, root / "usr/lib/python3/dist-packages/prometheus_client")
+    extra = pack(root, target / "systemd-extra.cpio.gz")
     base = target / "systemd.cpio.gz"
     base.write_bytes(debian.read_bytes() + extra.read_bytes())
     return base
 
 
 def _python(root: Path) -> Path:
-    """Copies the interpreter and what the tests need; returns where packages are."""
+    """Copies the interpreter and what the tests need, and runc if it is installed; returns where packages are."""
     executable = Path(sys.executable).resolve()
     library = Path(sysconfig.get_path("stdlib"))
     copy(library, root / library.relative_to("/"), ignore=UNUSED)
@@ -189,8 +195,12 @@ def _python(root: Path) -> Path:
         source = origin.parent if origin.name == "__init__.py" else origin
         copy(source, inside / source.name)
     shutil.copy(executable, root / "bin" / "python3")
+    programs = [executable]
+    if runc := shutil.which("runc"):
+        shutil.copy(runc, root / "bin")
+        programs.append(Path(runc))
     # The version of Python's shared library is in the interpreter's own list.
-    objects = [executable, *(root / library.relative_to("/")).rglob("*.so")]
+    objects = [*programs, *(root / library.relative_to("/")).rglob("*.so")]
     listed = subprocess.run(["ldd", *objects], check=False, capture_output=True, text=True).stdout
     for path in sorted(set(re.findall(r"(/\S+\.so[.\d]*) \(", listed))):
         if not path.startswith(str(root)):
@@ -207,7 +217,7 @@ def copy(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
         shutil.copy(source, target)
 
 
-def _pack(root: Path, archive: Path) -> Path:
+def pack(root: Path, archive: Path) -> Path:
     pack = 'cd "$1" && find . | cpio -o -H newc --quiet | gzip -1 > "$2"'
     subprocess.run(["sh", "-c", pack, "sh", root, archive], check=True)
     return archive
@@ -257,7 +267,7 @@ def boot(
     root = Path(tempfile.mkdtemp(prefix="command-", dir=base.parent))
     root.chmod(0o755)  # it becomes the machine's own /, which nobody could enter as it is made
     (root / "command").write_text(command + "\n")
-    extra = _pack(root, base.parent / f"{root.name}.cpio.gz")
+    extra = pack(root, base.parent / f"{root.name}.cpio.gz")
     initrd = base.parent / f"{root.name}.initrd"
     initrd.write_bytes(base.read_bytes() + extra.read_bytes())
     log = log or base.parent / f"{root.name}.log"

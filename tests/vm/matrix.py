@@ -25,13 +25,24 @@ ROWS = ("5.10:v1", "5.10:v2", "6.1:v1", "6.1:v2", "6.12:v2", "6.18:v2", "newest:
 TESTS = {
     "v1": (
         *("baseline", "broadcast", "identity", "ledger", "oom_handler", "pressure", "races", "rename", "stall"),
-        *("tree", "usage"),
+        *("tree", "usage", "victims"),
     ),
-    "v2": ("churn", "idle", "oom_handler", "stall", "usage", "v2_cgroup", "v2_events", "v2_exceptions", "v2_limits"),
+    "v2": (
+        "churn",
+        "idle",
+        "oom_handler",
+        "stall",
+        "usage",
+        "v2_cgroup",
+        "v2_events",
+        "v2_exceptions",
+        "v2_limits",
+        "victims",
+    ),
 }
 
 # Emulated, so fewer rounds, and more removals that beat the look.
-SETTINGS = "MEMCG_OOM_ROUNDS=50 MEMCG_OOM_CHURN=300 MEMCG_OOM_MANY=1000 MEMCG_OOM_MISSED=0.5"
+SETTINGS = "MEMCG_OOM_ROUNDS=50 MEMCG_OOM_CHURN=300 MEMCG_OOM_MANY=1000 MEMCG_OOM_MISSED=0.5 MEMCG_OOM_SPOOFED=20"
 
 # Seconds after which a machine counts as hung.
 PATIENCE = 3600.0

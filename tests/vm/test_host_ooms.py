@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.real import containers
 from tests.vm import machine
 
 PYTEST = "python3 -m pytest -q --color=no -p no:cacheprovider tests/vm/inside"
@@ -20,13 +23,25 @@ def test_kills_that_are_signalled_to_nobody_are_told(base: Path) -> None:
     command = f"{PYTEST}/unsignalled.py"
     code, output = machine.run(machine.kernel("6.1"), "v1", base, command, timeout=600, memory=512)
     assert code == 0, output
-    assert passed(output) == 15, output
+    assert passed(output) == 18, output
 
 
 def test_on_cgroup_v2(base: Path) -> None:
     code, output = machine.run(machine.kernel("6.1"), "v2", base, f"{PYTEST}/host_v2.py", timeout=600, memory=512)
     assert code == 0, output
-    assert passed(output) == 3, output
+    assert passed(output) == 4, output
+
+
+def test_a_container_of_runc_on_cgroup_v2(base: Path, figure: dict[str, object]) -> None:
+    if why_not := containers.missing("runc"):
+        pytest.skip(why_not)
+    command = "python3 -m pytest -q --color=no -p no:cacheprovider tests/real/test_containers.py -k runc"
+    code, output = machine.run(machine.kernel("6.1"), "v2", base, command, timeout=300)
+    assert code == 0, output
+    assert passed(output) == 1, output
+    said = re.search(r"^test_the_kill_of_a_container_is_told_once\[runc\]: (.*)$", output, re.MULTILINE)
+    assert said is not None, output
+    figure["said"] = said[1]
 
 
 def test_the_oom_that_a_kernel_panics_of_is_told_before(base: Path, figure: dict[str, object]) -> None:

@@ -70,7 +70,7 @@ exit $code
     assert code == 0, output
     assert "watching 3 cgroups" in output
     assert re.search(r"oom +1  /sys/fs/cgroup/memory/a/b$", output, re.MULTILINE), output
-    assert re.search(r"oom_kill +1  /sys/fs/cgroup/memory/a/b$", output, re.MULTILINE), output
+    assert re.search(r"oom_kill +1  /sys/fs/cgroup/memory/a/b  \(hog\[\d+\] .*\)$", output, re.MULTILINE), output
 
 
 def test_the_commands_on_v2(base: Path) -> None:
@@ -87,12 +87,13 @@ mkdir $C/a
 python3 -m memcg_oom listen $C/a/memory.events; echo "listen: $?"
 echo -memory > $C/cgroup.subtree_control
 python3 -m memcg_oom watch --no-tree $C/a; echo "watch without the controller: $?"
-python3 -m memcg_oom watch --events oom,oom_kill,memory_max --count 3 --timeout 60 > /tmp/out 2> /tmp/err &
+python3 -m memcg_oom watch --events oom,oom_kill,memory_max --timeout 60 > /tmp/out 2> /tmp/err &
 until grep watching /tmp/err; do sleep 0.1; done
 echo +memory > $C/cgroup.subtree_control
 echo 1M > $C/a/memory.max
 /hog $C/a 8000000
-wait $!; echo "watch: $?"
+until grep oom_kill /tmp/out; do sleep 0.1; done
+kill $!; wait $!; echo "watch: $?"
 cat /tmp/out
 ls -d $C/*/
 """,
@@ -108,6 +109,6 @@ ls -d $C/*/
     ):
         assert f"\n{what}: {expected}\n" in output, output
     assert "cgroup v2 has no cgroup.event_control" in output
-    for event in ("memory_max", "oom", "oom_kill"):
-        assert re.search(rf" {event} +\d+  /sys/fs/cgroup/a$", output, re.MULTILINE), output
+    for event, what in (("memory_max", ""), ("oom", ""), ("oom_kill", r"  \(hog\[\d+\] .*\)")):
+        assert re.search(rf" {event} +\d+  /sys/fs/cgroup/a{what}$", output, re.MULTILINE), output
     assert re.findall(r"^/sys/fs/cgroup/(\S+)/$", output, re.MULTILINE) == ["a"]

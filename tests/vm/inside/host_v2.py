@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memcg_oom import Degraded, Monitor, Unattributed
+from memcg_oom import Degraded, Monitor, OomKill, Unattributed
 from tests.support import (
     PATIENCE,
     event_count,
@@ -40,14 +40,45 @@ def test_a_kill_for_the_whole_host_is_told_in_the_victims_cgroup(hog: str, way: 
     before = host_kills()
     with Monitor() as monitor:
         one = monitor.watch(cgroup) if way == "watched" else of(monitor.watch_tree(ROOT), cgroup)
-        os.waitpid(start_hog(hog, cgroup, MORE_THAN_THERE_IS, adjust=1000), 0)
+        pid, _ = os.waitpid(start_hog(hog, cgroup, MORE_THAN_THERE_IS, adjust=1000), 0)
         ledger = take_until(monitor, lambda ledger: ledger.kills[one])
         take_until_quiet(monitor, ledger)
         assert host_kills() - before == kills_of(cgroup) == ledger.kills.total() == ledger.kills[one]
         assert ledger.ooms.total() == 0  # no limit of a cgroup was hit
         assert not [event for event in ledger.other if isinstance(event, Unattributed)]
+        (kill,) = [event for event in ledger.by_watch[one] if isinstance(event, OomKill)]
+        assert [(victim.pid, victim.oom_memcg) for victim in kill.victims] == [(pid, "/")]
+        assert kill.limit_cgroup == str(ROOT)
     remove(cgroup)
     remove(top)
+
+
+def test_a_log_that_is_overrun(hog: str) -> None:
+    """What was printed before the kill is gone, and said to be; what was printed after it is read."""
+    put(Path("/proc/sys/kernel/printk_devkmsg"), "on\n")  # else it takes ten lines in five seconds
+    cgroup = make(ROOT / "victim", "16M")
+    with Monitor() as monitor:
+        watch = monitor.watch(cgroup)
+        take_until_quiet(monitor)
+        with Path("/dev/kmsg").open("wb", buffering=0) as log:
+            for number in range(20_000):
+                log.write(b"<7>noise %d %s" % (number, b"x" * 100))
+        pid, _ = os.waitpid(start_hog(hog, cgroup, 64 << 20), 0)
+        ledger = take_until(monitor, lambda ledger: ledger.kills[watch] and ledger.other)
+        (degraded,) = ledger.other
+        assert isinstance(degraded, Degraded)
+        assert "records were lost" in degraded.what
+        (kill,) = [event for event in ledger.by_watch[watch] if isinstance(event, OomKill)]
+        assert [victim.pid for victim in kill.victims] == [pid]
+        with Path("/dev/kmsg").open("wb", buffering=0) as log:
+            pid, _ = os.waitpid(start_hog(hog, cgroup, 64 << 20), 0)
+            for number in range(20_000):
+                log.write(b"<7>noise %d %s" % (number, b"x" * 100))
+        ledger = take_until(monitor, lambda ledger: ledger.kills[watch])
+        (kill,) = [event for event in ledger.by_watch[watch] if isinstance(event, OomKill)]
+        assert not ledger.other  # said once
+        assert [victim.pid for victim in kill.victims] == []
+    remove(cgroup)
 
 
 def test_where_memory_events_counts_each_cgroup_alone(hog: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,8 @@ class Told:
         self.ooms: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         self.unattributed = 0
+        self.victims: list[int] = []
+        self.limits: set[str | None] = set()
         self.degraded: list[Degraded] = []
         self._monitor = monitor
         # A new watch is looked at once more when it is as old as the settle period. Nothing here is to be told by that.
@@ -66,10 +71,13 @@ class Told:
             match event:
                 case Oom(cgroup=cgroup, count=count):
                     self.ooms[cgroup] += count
-                case OomKill(cgroup=cgroup, count=count):
+                case OomKill(cgroup=cgroup, count=count, victims=victims, limit_cgroup=limit):
                     self.kills[cgroup] += count
-                case Unattributed(count=count):
+                    self.victims += [victim.pid for victim in victims]
+                    self.limits.add(limit)
+                case Unattributed(count=count, victims=victims):
                     self.unattributed += count
+                    self.victims += [victim.pid for victim in victims]
                 case Degraded():
                     self.degraded.append(event)
         return bool(events)
@@ -126,14 +134,15 @@ def told(request: pytest.FixtureRequest, monitor: Monitor, tree: TreeWatch) -> T
     return told
 
 
-def sysrq_kill(cgroup: Path) -> None:
-    """Has sysrq-f kill a process of the cgroup: nothing else is as killable."""
+def sysrq_kill(cgroup: Path) -> int:
+    """Has sysrq-f kill a process of the cgroup: nothing else is as killable. Its pid."""
     script = f"echo $$ > {cgroup}/cgroup.procs; echo 1000 > /proc/$$/oom_score_adj; echo ready; exec sleep {PATIENCE}"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "ready\n"
         put(Path("/proc/sysrq-trigger"), "f")
         assert victim.wait() == -signal.SIGKILL
+        return victim.pid
 
 
 @pytest.mark.parametrize("cgroup", [AB, ROOT], ids=["nested", "root"])
@@ -142,11 +151,13 @@ def test_a_kill_for_the_whole_host_is_told_in_the_victims_cgroup(
 ) -> None:
     signals = {each: Independent(each) for each in (A, AB, C)}
     before = kills_of(cgroup)
-    hog_status = os.waitpid(start_hog(hog, cgroup, MORE_THAN_THERE_IS, adjust=0), 0)[1]
+    pid, hog_status = os.waitpid(start_hog(hog, cgroup, MORE_THAN_THERE_IS, adjust=0), 0)
     assert os.WIFSIGNALED(hog_status)
     assert kills_of(cgroup) == before + 1
     told.balance()
     assert told.kills == {str(cgroup): 1}
+    assert told.victims == ([] if told.degraded else [pid])
+    assert told.limits == ({None} if told.degraded else {str(ROOT)})
     assert tree.kills == 1
     # The kernel itself says nothing, so neither do we.
     assert [each.read() for each in signals.values()] == [0, 0, 0]
@@ -181,13 +192,52 @@ def test_a_kill_by_sysrq_is_told_in_the_victims_cgroup(told: Told, cgroup: Path)
     assert not told.ooms
 
 
+@contextmanager
+def command(adjust: int) -> Iterator[subprocess.Popen[str]]:
+    """memcg-oom watch, from when it watches, with an oom_score_adj."""
+    arguments = [sys.executable, "-m", "memcg_oom", "watch", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        try:
+            assert watching.stderr is not None
+            assert "watching" in watching.stderr.readline()
+            put(Path(f"/proc/{watching.pid}/oom_score_adj"), str(adjust))
+            yield watching
+        finally:
+            watching.kill()
+
+
+def test_a_watcher_with_the_units_adjustment_outlives_a_host_without_memory(hog: str) -> None:
+    """And tells who died."""
+    with command(-900) as watching:
+        pid, hog_status = os.waitpid(start_hog(hog, AB, MORE_THAN_THERE_IS, adjust=0), 0)
+        assert os.WIFSIGNALED(hog_status)
+        assert watching.stdout is not None
+        told = json.loads(watching.stdout.readline())
+        assert (told["event"], told["cgroup"], told["count"]) == ("oom_kill", str(AB), 1)
+        assert [victim["pid"] for victim in told["victims"]] == [pid]
+        assert watching.poll() is None
+        watching.send_signal(signal.SIGTERM)
+        assert watching.wait(PATIENCE) == 0
+
+
+def test_a_watcher_that_is_the_victim_dies_visibly(told: Told) -> None:
+    """By SIGKILL; another watcher tells of it."""
+    with command(1000) as watching:
+        put(Path("/proc/sysrq-trigger"), "f")
+        assert watching.wait(PATIENCE) == -signal.SIGKILL
+        told.balance()
+        assert told.kills == {str(ROOT): 1}
+        assert told.victims == ([] if told.degraded else [watching.pid])
+
+
 def test_a_kill_in_a_cgroup_that_came_and_went_unseen_is_unattributed(told: Told) -> None:
     unseen = make(ROOT / "unseen")
-    sysrq_kill(unseen)
+    pid = sysrq_kill(unseen)
     remove(unseen)  # before the monitor has had a turn
     told.balance()
     assert told.unattributed == 1
     assert not told.kills
+    assert told.victims == ([] if told.degraded else [pid])
 
 
 def test_kills_above_a_cgroup_that_hangs_are_told_without_a_signal(told: Told, tree: TreeWatch, hog: str) -> None:
@@ -225,7 +275,7 @@ def test_kills_above_a_cgroup_that_hangs_are_told_without_a_signal(told: Told, t
 
 
 def test_without_audits_such_a_kill_waits_for_the_next_look(hog: str) -> None:
-    with Monitor(settle=SETTLE, audit=None) as monitor:
+    with Monitor(settle=SETTLE, audit=None, victims=False) as monitor:
         monitor.watch_tree(ROOT)
         told = Told(monitor)
         sysrq_kill(C)
