@@ -140,12 +140,15 @@ def _see(series: Series, trees: list[TreeWatch]) -> None:
 def _loop(monitor: Monitor, signals: Signals, series: Series, health: Health, service: Service) -> int:
     with _Ending() as ending:
         try:
-            while not ending.number:
+            ended = 0
+            while not ended:
                 health.waits()
                 dues = [due for due in (series.due(), service.due()) if due is not None]
-                signals.wait(monitor, min(dues, default=None))
+                if not ending.number:
+                    signals.wait(monitor, min(dues, default=None))
                 health.works()
-                # Also after a signal: what is known by then is in the last scrape, or in the file.
+                # Before the last look: what happened until the signal is in the last scrape, or in the file.
+                ended = ending.number
                 for event in monitor.wait(0):
                     series.take(event)
                     if isinstance(event, Degraded):

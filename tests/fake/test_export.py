@@ -1033,6 +1033,33 @@ def test_what_the_kernel_tells_is_in_the_file_also_after_the_end(
 
 
 @pytest.mark.usefixtures("_process_as_it_was")
+def test_what_comes_after_a_look_and_before_the_signal_is_counted(
+    prometheus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake").mkdir()
+    kernel = FakeKernel(tmp_path / "fake", monkeypatch)
+    cgroup = kernel.make("a")
+
+    ooms = iter([3])  # once
+
+    def tidied(_: Series) -> None:
+        for count in ooms:
+            cgroup.oom(count)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Series, "tidy", tidied)
+    wakes: Callable[..., None] = lambda *_: None  # noqa: E731
+    monkeypatch.setattr("memcg_oom.command.export.Signals.wait", wakes)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert export(asked(tmp_path, cgroup.path)) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        kernel.close()
+    assert 'memcg_exporter_told_total{event="oom"} 3.0' in (tmp_path / NAME).read_text()
+
+
+@pytest.mark.usefixtures("_process_as_it_was")
 def test_a_watcher_that_fails_says_so_and_ends(
     prometheus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
