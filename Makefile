@@ -13,11 +13,14 @@ WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wv
 # Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
 KERNELS ?=
 
+# How often `make races` tries.
+RACES ?= 10000
+
 # How long `make fuzz` takes, and what it is to do: names of parsers, "model", --seed.
 FUZZ_SECONDS ?= 600
 FUZZ_ARGS ?=
 
-.PHONY: help demo test test-kernels bench bench-quick bench-check soak fuzz lint sanitize wheel clean
+.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
@@ -27,6 +30,7 @@ help:
 	@echo "make bench-quick  all of them in small, in two minutes, to see that they work (root)"
 	@echo "make bench-check  whether a watch and a signal take more instructions than they did (root; valgrind)"
 	@echo "make soak      ten minutes of creation, kills, renames and removals, with figures (root)"
+	@echo "make races     RACES=10000 times a kill and the removal of its cgroup at once, with figures (root)"
 	@echo "make fuzz      the parsers and the model of a kernel, other inputs each time (FUZZ_SECONDS=600, FUZZ_ARGS=\"model\" picks)"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
 	@echo "make sanitize  the tests under ASan and UBSan, the C core under valgrind"
@@ -52,6 +56,9 @@ bench-check: $(VENV)/ready
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest tests/real/soak.py
+
+races: $(VENV)/ready
+	MEMCG_OOM_RACES=$(RACES) $(BIN)/python -m pytest tests/real/races.py
 
 fuzz: $(VENV)/ready
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)

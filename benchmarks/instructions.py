@@ -6,7 +6,8 @@ the standard library; and the registration in plain C (limits/register.c). Of ou
 the C core, with all that it calls, as built for Python. On one processor, or as many threads as there are would share
 the work.
 
-What was counted is kept in instructions.json, for each Python, cffi, compiler and C library that it depends on:
+What was counted is kept in instructions.json, for each Python, cffi, compiler and C library that it depends on, beside
+what was counted there first: what has come of all that was done about it since.
 
 - --store writes what this machine counts;
 - --check fails where it is over 5 % above that. Where nothing is stored for what is here, it compares ratios, and
@@ -38,11 +39,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Counts = dict[str, float]  # instructions a cgroup
+    Stored = dict[str, dict[str, Counts]]  # FIRST and LAST of each environment()
 
 OURS = "memcg_oom"
 LIBRARY = "Python standard library"
 C = "C"
 STORED = common.HERE / "instructions.json"
+
+FIRST, LAST = "first", "last"
 
 WATCH, DRAIN = STEPS = ("registration", "signal")
 TOLERANCE = 1.05
@@ -84,13 +88,14 @@ def main() -> None:
         return
 
     counts = count(args.cgroups)
-    stored: dict[str, Counts] = json.loads(STORED.read_text()) if STORED.exists() else {}
+    stored: Stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    here = stored.get(environment(), {})
     if args.store:
-        stored[environment()] = counts
+        stored[environment()] = {FIRST: here.get(FIRST, counts), LAST: counts}
         STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
-    show(counts, stored.get(environment()), args.cgroups, args.json)
+    show(counts, here, args.cgroups, args.json)
     if args.check:
-        check(counts, stored)
+        check(counts, {key: one[LAST] for key, one in stored.items()})
 
 
 def why_not_here() -> str:
@@ -117,15 +122,16 @@ def environment() -> str:
     )
 
 
-def show(counts: Counts, stored: Counts | None, cgroups: int, as_json: bool) -> None:
+def show(counts: Counts, stored: dict[str, Counts], cgroups: int, as_json: bool) -> None:
     rows = []
     for step in STEPS:
         for name in (OURS, LIBRARY, C):
             if (what := f"{name}, {step}") in counts:
                 core = counts.get(f"{what}, {CORE}")
                 parts = ["", ""] if core is None else [f"{core:,.0f}", f"{counts[what] - core:,.0f}"]
-                before = "" if stored is None else f"{counts[what] / stored[what] - 1:+.1%}"
-                rows.append([what, f"{counts[what]:,.0f}", *parts, before])
+                first = f"{stored[FIRST][what]:,.0f}" if stored else ""
+                changes = [f"{counts[what] / stored[when][what] - 1:+.1%}" if stored else "" for when in (FIRST, LAST)]
+                rows.append([what, f"{counts[what]:,.0f}", *parts, first, *changes])
     common.report(
         f"Instructions a cgroup, of {cgroups} that are registered and signalled",
         ("instructions", 1),
@@ -136,7 +142,10 @@ def show(counts: Counts, stored: Counts | None, cgroups: int, as_json: bool) -> 
         ],
         as_json,
         base="instructions",
-        table={"columns": ["instructions a cgroup", "all", CORE, "interpreter", "since stored"], "rows": rows},
+        table={
+            "columns": ["instructions a cgroup", "all", CORE, "interpreter", "at first", "since", "since stored"],
+            "rows": rows,
+        },
     )
 
 

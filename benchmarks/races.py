@@ -116,6 +116,7 @@ class Outcome:
 def main() -> None:
     options = common.parser(__doc__, rounds=200, each="OOMs, and as many ends without one", only=IN_PYTHON)
     options.add_argument("--containers", type=int, default=20, help="of each runtime (default: %(default)s)")
+    options.add_argument("--hosts", nargs="+", choices=HOSTS, default=HOSTS, help="which to meet (default: all)")
     args = options.parse_args()
     common.raise_descriptor_limit()
     if args.only:
@@ -128,9 +129,9 @@ def main() -> None:
             **{name: [rules, rule] for name, rule in RULES.items()},
             **{name: common.alone("benchmarks.races", name) for name in (BENCHEXEC, POLLING)},
         }
-        contests = [(host, name) for host in HOSTS for name in commands]
+        contests = [(host, name) for host in args.hosts for name in commands]
         outcomes = {contest: Outcome() for contest in contests}
-        deaths: dict[str, list[Race]] = {host: [] for host in HOSTS}
+        deaths: dict[str, list[Race]] = {host: [] for host in args.hosts}
         left = args.rounds
         while left:
             count = min(left, BLOCK)
@@ -151,8 +152,11 @@ def main() -> None:
         [
             common.figure("memcg_oom: lost", [one.ooms - one.reported for one in ours], ("OOMs", 1), 0),
             common.figure("memcg_oom: invented", [one.invented for one in ours], ("OOMs", 1), 0),
-            *compared(QUIET, outcomes[QUIET, OURS].times, outcomes[QUIET, LOOK].times),
-            *compared(BUSY, outcomes[BUSY, OURS].times, outcomes[BUSY, LOOK].times),
+            *chain.from_iterable(
+                compared(host, outcomes[host, OURS].times, outcomes[host, LOOK].times)
+                for host in args.hosts
+                if host != HELD_UP
+            ),
         ],
         args.json,
         table={
@@ -160,7 +164,7 @@ def main() -> None:
             "rows": [
                 *chain.from_iterable(
                     [*(row(name, host, outcomes[host, name]) for name in commands), *dying(host, deaths[host])]
-                    for host in HOSTS
+                    for host in args.hosts
                 ),
                 *(row(*program) for program in programs),
             ],

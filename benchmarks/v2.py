@@ -19,23 +19,20 @@ are what they are.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import common
+from benchmarks import common, emulated
 from memcg_oom import Monitor
 from memcg_oom.mounts import memory_mount
 from tests.support import control_memory
-from tests.vm import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,9 +46,7 @@ ASYNC = "asyncinotify"
 C = "C"
 PACKAGES = (SIMPLE, ASYNC)
 
-SERIES = "newest"  # of kernels, as tests.vm.machine has them
 MEMORY = 2048  # MiB of the machine: 10,000 cgroups take a quarter
-PATIENCE = 1200.0  # seconds after which the machine counts as hung
 INSIDE = Path("/follow")  # the program in C, in the machine, which has no compiler
 PASSES = 5
 PASS = 0.5  # seconds
@@ -77,11 +72,7 @@ def main() -> None:
         raise SystemExit(f"missing: pip install {' '.join(missing)}")
     mount = memory_mount()
     if mount is None or mount.version == 1:
-        document = in_a_machine(["--json", "--cgroups", str(args.cgroups), "--rounds", str(args.rounds)])
-        if args.json:
-            print(json.dumps(document, indent=1))
-        else:
-            show(document)
+        emulated.show(in_a_machine(args.cgroups, args.rounds), args.json)
         return
 
     with contextlib.ExitStack() as stack:
@@ -142,14 +133,6 @@ def report(taken: dict[str, list[Taken]], cgroups: int, as_json: bool) -> None:
     )
 
 
-def show(document: dict[str, Any]) -> None:
-    """Prints a document as the machine's own report would have been."""
-    print(f"{document['title']}\n{', '.join(f'{key} {value}' for key, value in document['machine'].items())}\n")
-    common.print_table(*common.rows(document))
-    print()
-    common.print_table(*common.verdicts(document))
-
-
 # -- where there is version 2
 
 
@@ -176,49 +159,28 @@ def scratch(mount: Path, count: int) -> Iterator[list[str]]:
         top.rmdir()
 
 
-def in_a_machine(arguments: list[str]) -> dict[str, Any]:
+def in_a_machine(cgroups: int, rounds: int) -> dict[str, Any]:
     """The document of this script, as run in a virtual machine.
 
     Raises:
-        SystemExit: there is no machine to be had.
-        RuntimeError: the script failed in it.
+        SystemExit, RuntimeError: as emulated.run().
     """
-    if why_not := machine.missing():
-        raise SystemExit(f"the memory controller is on version 1 here, and there is no virtual machine: {why_not}")
-    with tempfile.TemporaryDirectory(prefix="memcg_oom_bench_") as name:
-        folder = Path(name)
-        hog = folder / "hog"
-        for program, source in (
-            (hog, machine.ROOT / "tests" / "hog.c"),
-            (folder / "follow", common.LIMITS / "follow.c"),
-        ):
-            subprocess.run(["cc", "-std=gnu11", "-O2", "-static", "-o", program, source], check=True)
-        base = machine.initramfs(folder, str(hog))
-        extra = folder / "extra"
-        machine.copy(folder / "follow", extra / INSIDE.relative_to("/"))
-        machine.copy(common.HERE, extra / "work" / "benchmarks")
-        for package in PACKAGES:
-            spec = find_spec(package)
-            assert spec is not None
-            assert spec.origin is not None
-            origin = Path(spec.origin)
-            source = origin.parent if origin.name == "__init__.py" else origin
-            machine.copy(source, extra / "work" / source.name)
-        base.write_bytes(base.read_bytes() + machine.pack(extra, folder / "extra.cpio.gz").read_bytes())
-        command = (
-            f"echo 1 > /proc/sys/kernel/printk; echo 1000000 > {MOST_WATCHES}\n"
-            f"python3 -m benchmarks.v2 {' '.join(arguments)} > /results"
-        )
-        results = folder / "results"
-        code, output = machine.run(
-            machine.kernel(SERIES), "v2", base, command, timeout=PATIENCE, memory=MEMORY, results=results
-        )
-        if code:
-            raise RuntimeError(f"in the virtual machine: {output}")
-        document: dict[str, Any] = json.loads(results.read_text())
-    here = common.machine()
-    document["machine"] |= {"processor": f"emulated by QEMU on {here['processor']}", "commit": here["commit"]}
-    return document
+    packages = []
+    for name in PACKAGES:
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        origin = Path(spec.origin)
+        packages.append(origin.parent if origin.name == "__init__.py" else origin)
+    return emulated.run(
+        "v2",
+        ["--cgroups", cgroups, "--rounds", rounds],
+        "v2",
+        memory=MEMORY,
+        before=f"echo 1000000 > {MOST_WATCHES}",
+        programs={str(INSIDE): common.LIMITS / "follow.c"},
+        packages=packages,
+    )
 
 
 # -- the competitors in Python

@@ -40,14 +40,17 @@ class ByDescriptor:
 
     def update(self, watches: Iterable[tuple[int, Watch]]) -> None:
         """Takes more in, each with its key."""
+        rows = self.rows
+        size = len(rows)
         for key, watch in watches:
             fd = key & NO_FD
             if fd == NO_FD:
                 self.others[key] = watch
             else:
-                if fd >= len(self.rows):
-                    self.rows.extend([None] * (fd + 1 - len(self.rows)))
-                self.rows[fd] = watch
+                if fd >= size:
+                    rows.extend([None] * (fd + 1 - size))
+                    size = fd + 1
+                rows[fd] = watch
 
     def pop(self, key: int, default: None = None) -> Watch | None:
         """Takes one out, if it is there."""

@@ -20,7 +20,7 @@ def absolute(path: StrPath) -> str:
         TypeError: not a path.
         ValueError: empty, or with a NUL.
     """
-    name = os.fsdecode(path)
+    name = path if type(path) is str else os.fsdecode(path)
     if not name:
         raise ValueError("an empty path names no cgroup")
     if "\0" in name:

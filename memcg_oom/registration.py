@@ -80,16 +80,20 @@ class Registration:
             self.directory_id,
             self.control_id,
         ) = row[:6]
-        # On v1 one counter twice, on v2 all of them three times.
-        width = 1 if len(row) == 8 else (len(row) - 6) // 3
-        self.before: Counters = row[6 : 6 + width]
-        after = row[6 + width : 6 + 2 * width]
-        self.after: Counters = self.before if after == self.before else after
-        self.subtree: Counters = row[6 + 2 * width :]
+        self.before: Counters
+        self.after: Counters
+        self.subtree: Counters
+        if len(row) == 8:  # on v1 one counter twice; with few slices, for thousands are made at once
+            self.before = (row[6],)
+            self.after = self.before if row[7] == row[6] else (row[7],)
+            self.subtree = ()
+        else:  # on v2 all of them three times
+            width = (len(row) - 6) // 3
+            self.before, self.after, self.subtree = row[6 : 6 + width], row[6 + width : -width], row[-width:]
 
     def found(self, place: Place, *, born: bool = False) -> Found:
         """It is to be watched there, as one that was born under the watcher's eyes or as an old one."""
-        if self.is_off:
+        if self.descriptor < 0 and self.is_off:
             return Found(place, -1, (), ())
         seen = (0,) * len(self.before) if born else self.before
         return Found(place, self.descriptor, seen, self.after, born=born, subtree=self.subtree)
@@ -276,10 +280,8 @@ def registered(hierarchy: Hierarchy, registrations: Registrations, skip_gone: bo
         try:
             if hierarchy.is_root(one.directory_id) and registrations.control is OOM:
                 raise root_error(one.path)
-            if one.is_off and os.path.isdir(one.path):
-                raise off_error(one.path)
             if one.descriptor < 0:
-                raise one.error()
+                raise off_error(one.path) if one.is_off and os.path.isdir(one.path) else one.error()
             found.append((one, hierarchy.place(one.path, one.directory_id, one.control_id)))
         except FileNotFoundError as error:
             if not skip_gone or error.filename != one.path:

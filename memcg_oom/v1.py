@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import repeat
+from itertools import compress, repeat
 
 from memcg_oom.accounts import Accounts
 from memcg_oom.alarms import Alarm, Alarms
 from memcg_oom.by_descriptor import ByDescriptor
 from memcg_oom.commit import commit
 from memcg_oom.control import OOM
-from memcg_oom.events import Oom, OomKill, OomResolved
+from memcg_oom.events import Oom, OomKill, OomResolved, ooms
 from memcg_oom.hierarchy import GONE
 from memcg_oom.loop import NO_FD
 from memcg_oom.rounds import GAPS, Agenda, Round
@@ -107,7 +107,9 @@ class V1Watches(Watches):
             for one in found
         ]
         try:
-            signalled = [watch for watch in watches if not watch.polled]
+            keys = [watch._key for watch in watches]
+            polled = [watch for watch in watches if watch.polled]
+            signalled = [watch for watch in watches if not watch.polled] if polled else watches
             self._loop.add([watch._key for watch in signalled])
             time_ns = time.time_ns()
             events: list[Event] = []
@@ -119,8 +121,8 @@ class V1Watches(Watches):
                 if one.now[0] > watch._seen:
                     changes += self._kills(watch, one.now[0], time_ns, events, entry)
                     changes += self._look_at_others([watch], watches)
-            self.by_key.update((watch._key, watch) for watch in watches)
-            self.polled.update((watch._key, watch) for watch in watches if watch.polled and not self._is_root(watch))
+            self.by_key.update(zip(keys, watches, strict=True))
+            self.polled.update((watch._key, watch) for watch in polled if not self._is_root(watch))
             if tree is not None:
                 tree._members.update((watch._place.directory_id, watch) for watch in watches)
                 columns.append((watches, "_tree", repeat(tree)))
@@ -334,19 +336,17 @@ class V1Watches(Watches):
         takes half as long as to read its counter. The others are looked at.
         """
         assert self.hierarchy is not None  # there are watches, so it was opened
-        paths = [watch.cgroup for watch in watches]
-        elsewhere = self.hierarchy.moved([watch._place for watch in watches], paths)
+        places = [watch._place for watch in watches]
+        paths = [place.path for place in places]
+        elsewhere = self.hierarchy.moved(places, paths)
         time_ns = time.time_ns()
-        here = [watch for watch, is_elsewhere in zip(watches, elsewhere, strict=True) if not is_elsewhere]
+        at_paths = [not is_elsewhere for is_elsewhere in elsewhere]
+        here = list(compress(watches, at_paths))
         troubles = [watch._trouble for watch in here]
-        events: list[Event] = [
-            Oom(time_ns=time_ns, cgroup=path, watch=watch, count=watch._trouble.held)
-            for watch, path, is_elsewhere in zip(watches, paths, elsewhere, strict=True)
-            if not is_elsewhere
-        ]
+        counts = [trouble.held for trouble in troubles]
         commit(
-            self._outbox.put(events),
-            (here, "ooms", [watch.ooms + watch._trouble.held for watch in here]),
+            self._outbox.put(ooms(time_ns, list(compress(paths, at_paths)), here, counts)),
+            (here, "ooms", [watch.ooms + count for watch, count in zip(here, counts, strict=True)]),
             (troubles, "unresolved", [trouble.unresolved + trouble.held for trouble in troubles]),
             (troubles, "held", repeat(0)),
         )

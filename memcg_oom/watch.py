@@ -56,7 +56,9 @@ class Signalled(AnyWatch):
     __slots__ = ("_trouble",)
 
     def __init__(self, monitor: Monitor, place: Place, key: int, trouble: Trouble) -> None:
-        super().__init__(monitor, place)
+        AnyWatch.__init__(
+            self, monitor, place
+        )  # not super(), which takes longer: of watches thousands are made at once
         self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
         self._trouble = trouble
 
@@ -96,7 +98,7 @@ class Watch(Signalled):
     __slots__ = ("ooms", "kills", "_tree", "_seen", "_accounted")
 
     def __init__(self, monitor: Monitor, place: Place, key: int, seen: int) -> None:
-        super().__init__(monitor, place, key, CALM)
+        Signalled.__init__(self, monitor, place, key, CALM)
         self.ooms = 0
         self.kills = 0
         self._tree: TreeWatch | None = None  # that it is a member of, from when it is committed until it is let go of
