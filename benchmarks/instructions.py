@@ -1,10 +1,10 @@
 """How many instructions do registering 1,000 cgroups and draining 1,000 signals take, and is that more than it was?
 
 Counted by valgrind's callgrind, so whatever else the machine does has no say in it; what the kernel does for them is
-not counted. Three processes: Monitor.watch_many() and the Monitor.wait() that tells 1,000 Oom at once; the same with
-the standard library; and the registration in plain C (limits/register.c). Of ours it is told as well how much of it is
-the C core, with all that it calls, as built for Python. On one processor, or as many threads as there are would share
-the work.
+not counted. Three processes: Monitor.watch_many(), the Monitor.wait() that tells 1,000 Oom at once, and a hundred that
+tell one each; the same with the standard library; and the registration in plain C (limits/register.c). Of ours it is
+told as well how much of it is the C core, with all that it calls, as built for Python. On one processor, or as many
+threads as there are would share the work.
 
 What was counted is kept in instructions.json, for each Python, cffi, compiler and C library that it depends on, beside
 what was counted there first: what has come of all that was done about it since.
@@ -48,7 +48,8 @@ STORED = common.HERE / "instructions.json"
 
 FIRST, LAST = "first", "last"
 
-WATCH, DRAIN = STEPS = ("registration", "signal")
+WATCH, DRAIN, WAKE = STEPS = ("registration", "signal of many", "signal alone")
+ALONE = 100  # signals that come one by one
 TOLERANCE = 1.05
 FOREIGN_TOLERANCE = 1.15
 
@@ -67,6 +68,7 @@ REFERENCES = {
     f"{OURS}, {WATCH}, {CORE}": f"{C}, {WATCH}",
     f"{OURS}, {DRAIN}": f"{LIBRARY}, {DRAIN}",
     f"{OURS}, {DRAIN}, {CORE}": f"{C}, {WATCH}",
+    f"{OURS}, {WAKE}": f"{LIBRARY}, {WAKE}",
 }
 SERIES = f"Python {sys.version_info.major}.{sys.version_info.minor}."  # as keys of what is stored begin
 
@@ -91,7 +93,7 @@ def main() -> None:
     stored: Stored = json.loads(STORED.read_text()) if STORED.exists() else {}
     here = stored.get(environment(), {})
     if args.store:
-        stored[environment()] = {FIRST: here.get(FIRST, counts), LAST: counts}
+        stored[environment()] = {FIRST: counts | here.get(FIRST, {}), LAST: counts}
         STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     show(counts, here, args.cgroups, args.json)
     if args.check:
@@ -129,8 +131,9 @@ def show(counts: Counts, stored: dict[str, Counts], cgroups: int, as_json: bool)
             if (what := f"{name}, {step}") in counts:
                 core = counts.get(f"{what}, {CORE}")
                 parts = ["", ""] if core is None else [f"{core:,.0f}", f"{counts[what] - core:,.0f}"]
-                first = f"{stored[FIRST][what]:,.0f}" if stored else ""
-                changes = [f"{counts[what] / stored[when][what] - 1:+.1%}" if stored else "" for when in (FIRST, LAST)]
+                before = [stored.get(when, {}).get(what) for when in (FIRST, LAST)]
+                changes = ["" if one is None else f"{counts[what] / one - 1:+.1%}" for one in before]
+                first = "" if before[0] is None else f"{before[0]:,.0f}"
                 rows.append([what, f"{counts[what]:,.0f}", *parts, first, *changes])
     common.report(
         f"Instructions a cgroup, of {cgroups} that are registered and signalled",
@@ -184,10 +187,10 @@ def count(cgroups: int) -> Counts:
     with common.compiled("register") as [register], common.scratch(cgroups + 1) as paths:
         for name in IN_PYTHON:
             parts = callgrind(common.alone("benchmarks.instructions", name), paths)
-            for step, (everything, core) in zip(STEPS, parts, strict=True):
-                counts[f"{name}, {step}"] = everything / cgroups
+            for step, (everything, core), times in zip(STEPS, parts, (cgroups, cgroups, ALONE), strict=True):
+                counts[f"{name}, {step}"] = everything / times
                 if name == OURS:
-                    counts[f"{name}, {step}, {CORE}"] = core / cgroups
+                    counts[f"{name}, {step}, {CORE}"] = core / times
         # It has no marks, but does next to nothing else; what there is goes with the difference.
         (one, _), (many, _) = (callgrind([register], some)[-1] for some in (paths[:1], paths))
         counts[f"{C}, {WATCH}"] = (many - one) / cgroups
@@ -267,6 +270,16 @@ def ours(paths: list[str]) -> None:
         mark_end()
         if [type(event) for event in events] != [Oom] * len(paths):
             raise RuntimeError(f"{len(paths)} signals, and {len(events)} events")
+    # Nobody settles, since looks that are due when they are due have no place in here.
+    with Monitor(settle=0, audit=None, victims=False) as monitor:
+        watch = monitor.watch(paths[0])
+
+        def one_event() -> None:
+            os.eventfd_write(watch._eventfd, 1)
+            if [type(event) for event in monitor.wait(0)] != [Oom]:
+                raise RuntimeError("one signal, and not one event")
+
+        one_by_one(one_event)
     if host_kills() != kills:
         raise SystemExit(DISTURBED)
 
@@ -287,6 +300,21 @@ def library(paths: list[str]) -> None:
     for eventfd in watches:
         os.eventfd_write(eventfd, 1)
     mark_begin()
+    events = drained(epoll, watches)
+    mark_end()
+    if len(events) != len(watches):
+        raise RuntimeError(f"{len(watches)} signals, and {len(events)} events")
+    alone = min(watches)
+
+    def one_event() -> None:
+        os.eventfd_write(alone, 1)
+        if len(drained(epoll, watches)) != 1:
+            raise RuntimeError("one signal, and not one event")
+
+    one_by_one(one_event)
+
+
+def drained(epoll: select.epoll, watches: dict[int, tuple[str, int, int]]) -> list[tuple[int, str, int]]:
     events: list[tuple[int, str, int]] = []
     now = time.time_ns()
     for eventfd, _ in epoll.poll(0):
@@ -294,9 +322,15 @@ def library(paths: list[str]) -> None:
         path, identity, _ = watches[eventfd]
         if os.stat(f"{path}/memory.oom_control").st_ino == identity:  # so it was not the removal
             events.append((now, path, signals))
+    return events
+
+
+def one_by_one(one_event: Callable[[], None]) -> None:
+    one_event()  # what only the first one takes
+    mark_begin()
+    for _ in range(ALONE):
+        one_event()
     mark_end()
-    if len(events) != len(watches):
-        raise RuntimeError(f"{len(watches)} signals, and {len(events)} events")
 
 
 IN_PYTHON: dict[str, Callable[[list[str]], None]] = {OURS: ours, LIBRARY: library}
