@@ -49,7 +49,8 @@ def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
     """How many kills and OOMs of what went from below a cgroup, itself not counted, nobody was told of.
 
     Returns:
-        The exact numbers, or None when they did not stand still meanwhile, or somebody has just gone.
+        The exact numbers, or None when they did not stand still meanwhile, or somebody has just gone. A kill that is
+        counted in the cgroup and not yet in those above would make them too small.
     """
     before, *_ = hierarchy.subtrees([ancestor.place])
     if before[0] < 0 or ancestor.accounted is None:
@@ -68,7 +69,7 @@ def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
         return None
     known.append((own[0] - ancestor.counters[0], own[1] - ancestor.counters[1]))
     kills, ooms = (sum(counts) for counts in zip(*known, strict=True))
-    return before[0] - kills, before[1] - ooms
+    return None if kills > before[0] or ooms > before[1] else (before[0] - kills, before[1] - ooms)
 
 
 def suspects(gone: Sequence[Node]) -> list[Node]:

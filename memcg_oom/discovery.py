@@ -153,7 +153,10 @@ class Discovery:
     def _rescan(self) -> None:
         complete = True
         for tree in self.trees:
-            complete &= tree._backlog is None and self._search(tree, Search.everywhere)
+            if tree._backlog is None and self._search(tree, Search.everywhere):
+                tree._doubted.clear()
+            else:
+                complete = False
         self._incomplete = not complete
         self._watches.overtaken()
 
@@ -164,6 +167,7 @@ class Discovery:
         search = Search(self._watches.hierarchy, tree)
         try:
             how(search)
+            tree._doubted.update(search.doubted)
             self._take_in(search, [], created=True)
         except BaseException:
             search.undo()
@@ -219,6 +223,7 @@ class Discovery:
             changes: what else is to be committed with it.
         """
         tree = search.tree
+        tree._doubted.update(search.doubted)
         self._take_in(search, [*changes, (tree, "closed", False)], created=False)
         self._incomplete |= not search.complete
         self.hear()  # the rest of what happened during the scan

@@ -76,6 +76,7 @@ class Search:
         registrations: whose eventfds `found` has.
         vanished: paths at which nothing is (any more).
         missed: the ids of directories in which a cgroup came and went before it was found.
+        doubted: what is there and could not be taken in, as TreeWatch has it.
         unfollowed: directories that the source could not follow.
         followed: the ids of those that it could follow after all.
         troubles: what is to be complained of.
@@ -88,6 +89,7 @@ class Search:
         self.registrations: list[Registrations] = []
         self.vanished: list[str] = []
         self.missed: set[int] = set()
+        self.doubted: set[tuple[int, str]] = set()
         self.unfollowed: dict[int, Place] = {}
         self.followed: list[int] = []
         self.troubles: list[Callable[[Complaints, list[Event]], list[StateChange]]] = []
@@ -153,7 +155,7 @@ class Search:
                         elif stat.S_ISDIR(status.st_mode):
                             entries.append((name, status.st_ino, born))
             except OSError as error:
-                self._failed(error.errno)
+                self._failed(error.errno, directory_id)
             self._take(self._newcomers(parent, entries))
 
     def everywhere(self) -> None:
@@ -179,7 +181,7 @@ class Search:
                     if os.fstat(fd).st_nlink != 2:
                         listed = self._hierarchy.children(fd)
             except OSError as error:
-                self._failed(error.errno)
+                self._failed(error.errno, parent.directory_id)
             newcomers += self._newcomers(parent, [(name, directory_id, born) for name, directory_id in listed])
         self._take(newcomers)
 
@@ -230,7 +232,7 @@ class Search:
             with self._hierarchy.directory(place) as fd:
                 listed = self._hierarchy.children(fd)
         except OSError as error:
-            self._failed(error.errno)
+            self._failed(error.errno, place.directory_id)
             return []
         return self._newcomers(place, [(name, directory_id, born) for name, directory_id in listed])
 
@@ -245,9 +247,9 @@ class Search:
             if newcomer.parent is None:
                 raise row.error()
             if error not in GONE:
-                self._failed(error)
+                self._failed(error, newcomer.parent.directory_id, newcomer.name)
             elif self._is_still_there(newcomer.parent, newcomer):
-                self._failed(errno.EAGAIN)
+                self._failed(errno.EAGAIN, newcomer.parent.directory_id, newcomer.name)
             else:
                 self.missed.add(newcomer.parent.directory_id)
             return None
@@ -263,6 +265,10 @@ class Search:
         return place
 
     def _is_born(self, newcomer: _Newcomer) -> bool:
+        if self._hierarchy.version == 2 and newcomer.parent is not None:
+            where = newcomer.parent.directory_id
+            if not self.tree._doubted.isdisjoint({(where, newcomer.name), (where, "")}):
+                return False  # what it has counted so far may have been told already, as nobody's
         watermark = self.tree._watermark
         return newcomer.born if watermark is None else newcomer.directory_id > watermark
 
@@ -284,11 +290,12 @@ class Search:
             kind = self.tree.source
             self.troubles.append(lambda complaints, events: complaints.unfollowed(kind, events))
 
-    def _failed(self, error: int | None) -> None:
+    def _failed(self, error: int | None, directory_id: int, name: str = "") -> None:
         """A directory or a cgroup that could not be opened: it is gone, or it has to be tried again."""
         number = error or errno.EIO
         if number not in GONE:
             self.complete = False
+            self.doubted.add((directory_id, name))
             self.troubles.append(lambda complaints, events: complaints.undiscovered(number, events))
 
 

@@ -43,6 +43,7 @@ class TreeWatch:
         "_watermark",
         "_backlog",
         "_unfollowed",
+        "_doubted",
         "_left_out",
         "_also",
         "__weakref__",
@@ -64,6 +65,8 @@ class TreeWatch:
         self._watermark: int | None = None
         self._backlog: list[Change] | None = []  # changes since the scan began; None: it is over
         self._unfollowed: dict[int, Place] = {}  # directories of which nobody tells
+        # Directory and name of whatever is there and could not be taken in; no name: of all that is in the directory.
+        self._doubted: set[tuple[int, str]] = set()
         self._left_out: set[Watch] = set()  # members that were closed each by itself, and still exist
 
     @property

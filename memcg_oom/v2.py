@@ -401,8 +401,8 @@ class V2Watches(Watches):
     def changed(self, changes: Iterable[Happened]) -> None:
         """Takes note of what has happened to names in directories.
 
-        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard,
-        somebody may have been killed.
+        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard, or
+        that could not be taken in, somebody may have been killed.
         """
         assert self.hierarchy is not None  # somebody is there to tell of it
         fresh: set[tuple[int, str]] = set()  # made, and not removed
@@ -414,9 +414,13 @@ class V2Watches(Watches):
             if child is not None and not child.state:
                 self._urgent[child] = None
             if mask & DELETED:
+                doubted = [tree._doubted for tree in self.trees if (directory_id, name) in tree._doubted]
+                for known in doubted:
+                    known.discard((directory_id, name))
                 if (
                     (directory_id, name) in fresh
                     or mask & CREATED
+                    or doubted
                     or (child is not None and not any(self.hierarchy.moved([child.place])))
                 ):
                     self._strangers.add(parent)
@@ -621,6 +625,8 @@ class V2Watches(Watches):
                     if not self._is_local and node.parent is not None and node.parent.accounted is not None:
                         changes += self._open_account(node, row.after, row.subtree)
                 elif -row.descriptor in GONE and not row.is_off:
+                    if node.parent is not None:
+                        self._strangers.add(node.parent)  # it may have had counters that nobody has read
                     self._leaving[node] = time.monotonic_ns()
                     changes.append((node, "state", REMOVED))
             commit(changes + entry.changes() + self._outbox.put(events))
@@ -645,7 +651,8 @@ class V2Watches(Watches):
             groups: dict[Node | None, list[Node]] = {}
             for node in self._leaving:
                 groups.setdefault(nearest(node), []).append(node)
-            strangers = set(self._strangers)
+            doubted = {one for tree in self.trees for one, _ in tree._doubted}
+            strangers = self._strangers | {self.nodes[one] for one in doubted if one in self.nodes}
             doubtful = {node if node.accounted is not None and not node.state else nearest(node) for node in strangers}
             for ancestor in doubtful:
                 groups.setdefault(ancestor, [])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import memcg_oom.search
 from memcg_oom import (
     MemoryHigh,
     MemoryMax,
@@ -20,7 +24,10 @@ from memcg_oom import (
     Unattributed,
     Watch,
 )
+from memcg_oom._native import lib
+from memcg_oom.hierarchy import Hierarchy
 from memcg_oom.mounts import memory_mount
+from memcg_oom.registration import Registrations
 from tests.support import (
     MISSED,
     QUIET,
@@ -264,6 +271,39 @@ def test_a_kill_in_one_that_nobody_saw(memcg2: Path, hog: str, source: str | Non
         assert [(event.count, event.ooms) for event in ledger.other if isinstance(event, Unattributed)] == [
             (kills, kills)
         ]
+
+
+def test_a_kill_in_one_that_is_found_while_it_goes(memcg2: Path, hog: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files go before its directory does: it is there, cannot be opened, and is nobody that its neighbour is."""
+    n, s = memcg2 / "n", memcg2 / "s"
+
+    class Going(Registrations):
+        """As they are between what cgroup_destroy_locked() does to the files, and to the directory."""
+
+        def __init__(self, hierarchy: Hierarchy, paths: Sequence[str], *args: Any, **kwargs: Any) -> None:
+            super().__init__(hierarchy, paths, *args, **kwargs)
+            for index, row in enumerate(self.all):
+                if row.path == str(s):
+                    self.give_up(index)
+                    row.descriptor, row.step = -errno.ENODEV, lib.MEMCG_STEP_CONTROL_FILE
+
+    monkeypatch.setattr(memcg_oom.search, "Registrations", Going)
+    with Monitor(audit=None) as monitor:  # or it would be tried again
+        tree = monitor.watch_tree(memcg2)
+        ledger = Ledger()
+        make(n)
+        catch_up(monitor, tree, memcg2, ledger)
+        make(s, "4M")
+        run_hog(hog, s)
+        take_until_quiet(monitor, ledger)
+        remove(s)
+        remove(n)
+        take_until(monitor, lambda ledger: ledger.removals.total() == 1, ledger)
+        take_until_quiet(monitor, ledger)
+        assert not ledger.kills
+        assert not ledger.ooms
+        assert [(event.count, event.ooms) for event in ledger.other if isinstance(event, Unattributed)] == [(1, 1)]
+        assert len(ledger.other) == 1
 
 
 def test_the_memory_controller_is_switched_off_and_on(memcg2: Path, hog: str) -> None:

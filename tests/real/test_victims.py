@@ -29,6 +29,7 @@ from tests.support import (
 )
 
 STORM = 200
+STORMS = 3  # attempts
 SECONDS = 5.0
 SPOOFED = int(os.environ.get("MEMCG_OOM_SPOOFED", "100"))  # kills of each name
 
@@ -87,10 +88,24 @@ def test_a_victim(memcg: Path, hog: str) -> None:
 
 
 def test_a_storm(memcg: Path, hog: str, figure: dict[str, object]) -> None:
-    """The kernel names the cgroups of ten of these."""
-    cgroups = [make(memcg / str(number), "2M") for number in range(STORM)]
+    """The kernel names the cgroups of ten of these.
+
+    A watcher that gets no processor before its victim is dead finds nobody to list: then once more.
+    """
+    for attempt in range(1, STORMS + 1):
+        figure["attempt"] = attempt
+        if storm(make(memcg / str(attempt)), hog, figure):
+            break
+    else:
+        # On an emulated processor, or a sanitized one, a task is dead before anybody can list it.
+        assert MISSED > 0.1
+
+
+def storm(parent: Path, hog: str, figure: dict[str, object]) -> bool:
+    """Whether every kill was told with its victim's pid, or the log was overrun; a wrong pid fails it at once."""
+    cgroups = [make(parent / str(number), "2M") for number in range(STORM)]
     with Monitor() as monitor:
-        monitor.watch_tree(memcg)
+        monitor.watch_tree(parent)
         reader = Reader(monitor)
         started: dict[str, int] = {}
         begin = time.monotonic()
@@ -109,9 +124,8 @@ def test_a_storm(memcg: Path, hog: str, figure: dict[str, object]) -> None:
     figure["cgroup in the log"] = sum(event.victims[0].task_memcg is not None for event in told if event.victims)
     figure["limit known"] = sum(event.limit_cgroup is not None for event in told)
     assert not wrong
-    # On an emulated processor, or a sanitized one, a task is dead before anybody can list it.
-    assert not unnamed or overrun or MISSED > 0.1
     assert all(event.limit_cgroup in (None, event.cgroup) for event in told)
+    return not unnamed or bool(overrun)
 
 
 def test_a_crash_loop(memcg: Path, hog: str) -> None:
