@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from memcg_oom.commit import close_all, commit
+from memcg_oom.commit import close_and_commit, commit
 from memcg_oom.events import Unattributed
 from memcg_oom.host import HostCounter
 from memcg_oom.kernel_log import KernelLog
@@ -77,8 +77,8 @@ class Audit:
         self._settle = settle
         self._period = period
         self._counter: HostCounter | None = None
+        self._log: KernelLog | None = None
         self._has_log = False
-        self._fds: list[int] = []  # of the counter and the log
         self._rest: list[Watch] | None = None  # of the sweep that is under way
         self._host = 0  # the host's counter when it began
         self._complete = True  # whether all that it looked at could be read
@@ -90,36 +90,32 @@ class Audit:
         self._again = False  # whether it was called for meanwhile
 
     def open(self, hierarchy: Hierarchy, add_to_loop: Callable[[list[int]], None]) -> list[Change]:
-        """Opens the host's counter and its log; returns the changes by which they are the monitor's.
+        """Opens the host's counter and its log, for close() also if this fails.
 
         Args:
             hierarchy: that is watched.
             add_to_loop: adds descriptors to the epoll set, none of them too.
 
+        Returns:
+            The changes by which audits are made.
+
         Raises:
             OSError: EMFILE, and whatever keeps /proc/vmstat from being read.
         """
-        counter = HostCounter()
-        log: KernelLog | None = None
+        counter = self._counter = HostCounter()
         events: list[Event] = []
         changes: list[Change] = []
+        host = counter.read()
         try:
-            host = counter.read()
-            try:
-                log = KernelLog() if self._victims.wanted else None
-            except OSError as error:
-                changes = self._complaints.no_log(error, self._period / 1e9, events)
-            changes += self._victims.open(self._watches, hierarchy, log, events)
-            add_to_loop([] if log is None else [log.fd])
-        except BaseException:
-            close_all([one.fd for one in (counter, log) if one is not None])
-            raise
+            self._log = KernelLog() if self._victims.wanted else None
+        except OSError as error:
+            changes = self._complaints.no_log(error, self._period / 1e9, events)
+        changes += self._victims.open(self._watches, hierarchy, self._log, events)
+        add_to_loop([] if self._log is None else [self._log.fd])
         return [
             *changes,
-            (self, "_fds", [one.fd for one in (counter, log) if one is not None]),
-            (self, "_counter", counter),
             (self._watches, "counter", counter),
-            (self, "_has_log", log is not None),
+            (self, "_has_log", self._log is not None),
             *self._ledger.open(host),
             *self._watches.tell(events),
         ]
@@ -130,8 +126,15 @@ class Audit:
         commit(self._ledger.open(self._counter.read()) + self._victims.begin_anew())
 
     def close(self) -> None:
-        """Closes what open() has opened; harmless when done again, and in a forked child too."""
-        close_all(self._fds)
+        """Closes what open() has opened; harmless when done again."""
+        fds: list[int] = []
+        close_and_commit(fds, self.hand_over(fds))
+
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """Puts what open() has opened on a list; returns the changes by which it is not its own any more."""
+        opened = [one for one in (self._counter, self._log) if one is not None and one.fd >= 0]
+        fds += [one.fd for one in opened]
+        return [(one, "fd", -1) for one in opened]
 
     def next_due(self) -> int:
         """When step() wants to be called, at the latest; 0: not at all."""

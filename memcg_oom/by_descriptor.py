@@ -64,10 +64,5 @@ class ByDescriptor:
             self.rows[fd] = None
         return watch
 
-    def clear(self) -> None:
-        """Takes all out."""
-        self.rows.clear()
-        self.others.clear()
-
     def __len__(self) -> int:
         return len(self.values())

@@ -28,6 +28,11 @@ def commit(changes: list[Change], *columns: Column) -> None:
     any(chain(starmap(setattr, changes), *settings))  # setattr() returns None, so any() goes through them all
 
 
+def close_and_commit(fds: list[int], changes: list[Change]) -> None:
+    """Closes descriptors and makes the changes by which nobody holds them any more, in one step."""
+    any(chain(starmap(setattr, changes), map(os.close, fds)))
+
+
 def close_all(fds: list[int]) -> None:
     """Takes descriptors off a list and closes them in one step: none twice, none never."""
     any(map(os.close, map(fds.pop, [-1] * len(fds))))

@@ -63,12 +63,11 @@ class Discovery:
             OSError: the kind that was asked for is not to be had.
         """
         assert self._watches.hierarchy is not None  # opened with the first watch
-        own = self._watches.hierarchy.inotify  # there with or without trees
         for known in self.sources.values():
-            if kind == known.kind or (kind is None and known is not own):
+            if kind == known.kind or (kind is None and not self._is_own(known)):
                 return known
         source = open_source(self._watches.hierarchy, kind)
-        if source.fd >= 0 and source is not own:
+        if source.fd >= 0 and not self._is_own(source):
             try:
                 self._loop.add([self._loop.key(source.fd, lib.MEMCG_UNREAD)])
                 self.sources[source.kind] = source
@@ -232,46 +231,65 @@ class Discovery:
         tree._watermark = max(tree._members, default=0)
         self.discover()
 
-    def end(self, tree: TreeWatch) -> list[Source]:
-        """Lets go of a tree; returns the sources that nobody needs any more, which are the caller's to close."""
+    def end(self, tree: TreeWatch) -> None:
+        """Lets go of a tree and ends its watches; what an exception leaves of that is done by the next call."""
         if tree in self.trees:
             self.trees.remove(tree)
-        for watch in list(tree._members.values()):
-            self.let_go(watch)
+        for directory_id, watch in list(tree._members.items()):
+            self._end_membership(tree, watch)
+            self._watches.forget(watch)
+            del tree._members[directory_id]
         tree._unfollowed.clear()
-        self._unfollow(tree._source, tree._place.directory_id)
-        return self.unneeded()
+        self._unfollow(tree, tree._place.directory_id)
+        self.drop_unneeded()
 
-    def unneeded(self) -> list[Source]:
-        """Gives up the sources that no tree needs any more; they are the caller's to close."""
+    def drop_unneeded(self) -> None:
+        """Gives up the sources that no tree needs any more."""
         needed = {tree.source for tree in self.trees}
-        own = None if self._watches.hierarchy is None else self._watches.hierarchy.inotify
-        unneeded = [kind for kind, source in self.sources.items() if kind not in needed and source is not own]
-        return [self.sources.pop(kind) for kind in unneeded]
+        sources, unread = self.sources, self._loop.unread
+        for kind, source in list(sources.items()):
+            if kind not in needed and not self._is_own(source):
+                self._loop.unregister(source.fd)
+                unread += [source.fd]  # no call from here on: the descriptor is in one of the two, whatever happens
+                del sources[kind]
+
+    def _is_own(self, source: Source) -> bool:
+        """Whether it is the hierarchy's, which is there with or without trees."""
+        return self._watches.hierarchy is not None and source is self._watches.hierarchy.inotify
+
+    def hand_over(self, fds: list[int]) -> list[StateChange]:
+        """Puts the descriptors of all sources on a list; returns the changes by which they are not its own any more."""
+        fds += [source.fd for source in self.sources.values() if not self._is_own(source)]
+        return [(self, "sources", {})]
 
     def left_out(self) -> list[Watch]:
         """Members that were closed each by itself: their kills are told to nobody, and missing in no ledger."""
         return [watch for tree in self.trees for watch in tree._left_out]
 
-    def _unfollow(self, source: Source, directory_id: int) -> None:
-        in_a_tree = any(tree.member(directory_id) for tree in self.trees if tree._source is source)
-        if not (in_a_tree or self._watches.follows(directory_id)):
-            source.unfollow(directory_id)
+    def _unfollow(self, tree: TreeWatch, directory_id: int) -> None:
+        """Has a directory not followed any more for the sake of a tree."""
+        others = [one for one in self.trees if one is not tree and one._source is tree._source]
+        members = [member for one in others if (member := one.member(directory_id)) is not None]
+        if not (members or self._watches.follows(directory_id)):
+            tree._source.unfollow(directory_id)
 
     def let_go(self, watch: Watch) -> None:
         """Ends a membership: the tree keeps what was counted."""
         tree = watch._tree
-        if tree is None:
-            return
+        if tree is not None:
+            self._end_membership(tree, watch)
+            tree._members.pop(watch._place.directory_id, None)
+
+    def _end_membership(self, tree: TreeWatch, watch: Watch) -> None:
         directory_id = watch._place.directory_id
-        commit(
-            [
-                (tree, "_past_ooms", tree._past_ooms + watch.ooms),
-                (tree, "_past_kills", tree._past_kills + watch.kills),
-                (watch, "_tree", None),
-            ]
-        )
-        tree._members.pop(directory_id, None)
+        if watch._tree is tree:
+            self._unfollow(tree, directory_id)  # before, so that an exception leaves it to the next call
+            commit(
+                [
+                    (tree, "_past_ooms", tree._past_ooms + watch.ooms),
+                    (tree, "_past_kills", tree._past_kills + watch.kills),
+                    (watch, "_tree", None),
+                ]
+            )
         tree._unfollowed.pop(directory_id, None)
         tree._left_out.discard(watch)
-        self._unfollow(tree._source, directory_id)

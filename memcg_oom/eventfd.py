@@ -132,7 +132,8 @@ def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
     if status.st_ino == ROOT_ID and control_file == "memory.oom_control":
         raise root_error(path)
     registration = ffi.new("struct memcg_registration *")
-    fd = lib.memcg_register(os.fsencode(path), os.fsencode(control_file), os.fsencode(argument), registration)
-    if fd < 0:
-        raise registration_error(-fd, registration.step, path, control_file)
-    return EventFD(fd)
+    eventfd = EventFD(-1)  # before it is opened: no call, and no want of memory, comes between that and its owner
+    eventfd._fd = lib.memcg_register(os.fsencode(path), os.fsencode(control_file), os.fsencode(argument), registration)
+    if eventfd._fd < 0:
+        raise registration_error(-eventfd._fd, registration.step, path, control_file)
+    return eventfd

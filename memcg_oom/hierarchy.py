@@ -15,7 +15,7 @@ from array import array
 from contextlib import contextmanager, suppress
 
 from memcg_oom._native import ffi, lib
-from memcg_oom.commit import close_all
+from memcg_oom.commit import close_all, close_and_commit
 from memcg_oom.control import OOM
 from memcg_oom.errors import NotACgroupError, check
 from memcg_oom.mounts import mount_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol, TypeVar
 
+    from memcg_oom.commit import Change
     from memcg_oom.control import Control
     from memcg_oom.found import Counters
     from memcg_oom.mounts import Mount
@@ -145,15 +146,16 @@ class Hierarchy:
         self.mount: Mount = mount_of(path, self.device)
         self.version = self.mount.version
         self.control_file = "memory.oom_control" if self.version == 1 else "memory.events.local"
-        self._fd = os.open(self.mount.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._door = [self._fd]  # as long as it is open
+        self._door: list[int] = []  # what it is open by, and so long
         self._spare: list[int] = []  # one, or none while it is given up
         self.inotify: Inotify | None = None
         try:
+            # As everywhere: what opens a descriptor puts it on a list, for which there is memory then.
+            self._door.extend(map(os.open, [self.mount.point], [os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC]))
+            self._fd = self._door[0]
             if self.version == 2:
                 with suppress(OSError):  # none left: whoever wants to follow something says so
                     self.inotify = Inotify()
-                    self._door.append(self.inotify.fd)
             self.is_whole = self.is_root(os.fstat(self._fd).st_ino)
             self.by_id = self._can_open_by_id()
             self._take_spare()
@@ -163,8 +165,17 @@ class Hierarchy:
 
     def close(self) -> None:
         """Gives the descriptors up; harmless when done again, and in a forked child too."""
-        close_all(self._spare)
-        close_all(self._door)
+        fds: list[int] = []
+        close_and_commit(fds, self.hand_over(fds))
+
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """Puts the descriptors on a list; returns the changes by which they are not its own any more."""
+        fds += self._spare + self._door
+        changes: list[Change] = [(self, "_spare", []), (self, "_door", [])]
+        if self.inotify is not None and self.inotify.fd >= 0:
+            fds.append(self.inotify.fd)
+            changes.append((self.inotify, "fd", -1))
+        return changes
 
     def _can_open_by_id(self) -> bool:
         """Tries it on the mount's own root: privilege, kernel and file system decide, so nothing else is asked."""

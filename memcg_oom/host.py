@@ -19,6 +19,8 @@ class HostCounter:
         OSError: /proc/vmstat cannot be opened.
     """
 
+    __slots__ = ("fd",)  # to be set without memory: what was opened is held
+
     def __init__(self) -> None:
         self.fd = os.open(VMSTAT, os.O_RDONLY | os.O_CLOEXEC)
 

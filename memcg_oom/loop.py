@@ -9,6 +9,10 @@ from memcg_oom._native import lib
 from memcg_oom.commit import close_all
 from memcg_oom.errors import check
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from memcg_oom.commit import Change
+
 # The low half of a key that has no descriptor.
 NO_FD = 0xFFFFFFFF
 
@@ -64,14 +68,14 @@ class Loop:
         with suppress(FileNotFoundError):  # an exception came the last time, right here
             self._epoll.unregister(fd)
 
-    def leave(self, fd: int) -> None:
-        """Takes a descriptor out; it is closed when no wait() reads it any more."""
-        self.unregister(fd)
-        self.unread.append(fd)
-
     def bury(self) -> None:
         """Closes what has left; nobody may be reading it."""
         close_all(self.unread)
+
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """Puts what has left on a list; returns the changes by which it is not here any more."""
+        fds += self.unread
+        return [(self, "unread", [])]
 
     def close(self) -> None:
         """Closes the set alone."""

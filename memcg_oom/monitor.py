@@ -22,7 +22,7 @@ from memcg_oom.alarms import (
     usage_control,
 )
 from memcg_oom.audit import Audit
-from memcg_oom.commit import close_all, commit
+from memcg_oom.commit import close_all, close_and_commit, commit
 from memcg_oom.complaints import Complaints
 from memcg_oom.discovery import Discovery
 from memcg_oom.errors import UnsupportedError, check, os_error
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from memcg_oom.commit import Change
     from memcg_oom.control import Control
     from memcg_oom.events import Event
     from memcg_oom.hierarchy import Place
     from memcg_oom.paths import StrPath
-    from memcg_oom.sources import Source
     from memcg_oom.watch import AnyWatch
 
     _Alarm = TypeVar("_Alarm", bound=Alarm)
@@ -216,6 +216,7 @@ class Monitor:
         if hierarchy is None:
             return []  # nothing given, or all of them gone
         registrations: Registrations | None = None
+        watches: list[Watch] = []
         try:
             _check_has(hierarchy, kinds)
             registrations = Registrations(hierarchy, paths, inotify=hierarchy.inotify)
@@ -226,6 +227,8 @@ class Monitor:
                 watches = self._watches.watch(self, found, [registrations], also=kinds)
                 self._arm()
         except BaseException:
+            for watch in watches:
+                self._unwatch(watch)
             if registrations is not None:
                 registrations.undo()
             raise
@@ -287,7 +290,8 @@ class Monitor:
                 self._unwatch_tree(tree)
             else:
                 with self._leaving, self._lock:
-                    self._drop(self._discovery.unneeded())
+                    self._discovery.drop_unneeded()
+                    self._bury()
             if isinstance(error, OSError):
                 self._check_open()  # what failed may have been closed by another thread
             raise
@@ -318,18 +322,22 @@ class Monitor:
         if self._watches.hierarchy is None and opened is not None:
             watches, discovery, audit = self._engine(opened.version)
             fds = discovery.take_over(opened)
-            changes = audit.open(
-                opened, lambda log: self._loop.add([self._loop.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
-            )
-            commit(
-                [
-                    *changes,
-                    (watches, "hierarchy", opened),
-                    (self, "_watches", watches),
-                    (self, "_discovery", discovery),
-                    (self, "_audit", audit),
-                ]
-            )
+            try:
+                changes = audit.open(
+                    opened, lambda log: self._loop.add([self._loop.key(fd, lib.MEMCG_UNREAD) for fd in (*fds, *log)])
+                )
+                commit(
+                    [
+                        *changes,
+                        (watches, "hierarchy", opened),
+                        (self, "_watches", watches),
+                        (self, "_discovery", discovery),
+                        (self, "_audit", audit),
+                    ]
+                )
+            finally:
+                if self._audit is not audit:
+                    audit.close()
 
     # -- watching for something else than OOM
 
@@ -517,22 +525,13 @@ class Monitor:
         if self._closing:
             return
         with self._leaving, self._lock:
-            members = list(tree._members.values())
+            members = tree._members.values()
             commit([(watch, "closed", True) for watch in members] + [(tree, "closed", True), (tree, "_backlog", None)])
-            self._drop(self._discovery.end(tree))
-            for watch in members:
-                self._watches.forget(watch)
+            self._discovery.end(tree)
             if self._watches.covering is tree:
-                self._watches.covering = self._discovery.covering()
                 self._audit.cover()
+                self._watches.covering = self._discovery.covering()
             self._bury()
-
-    def _drop(self, sources: list[Source]) -> None:
-        """Closes sources; the lock is held."""
-        for source in sources:
-            if source.fd >= 0:
-                self._loop.leave(source.fd)
-        self._bury()
 
     # -- waiting
 
@@ -782,13 +781,13 @@ class Monitor:
     def close(self) -> None:
         """Ends everything: all watches, and a wait() that is under way, which returns [].
 
-        What was not handed out is discarded. Closing again does nothing. May be called from any thread and any signal
-        handler: if another thread is inside a call, the descriptors are closed as soon as it comes out.
+        What was not handed out is discarded. Closing again does nothing, unless an exception came the last time. May be
+        called from any thread and any signal handler: if another thread is inside a call, the descriptors are closed as
+        soon as it comes out.
         """
-        if not self._closing:
-            self._closing = True
-            self._ring()
-            self._free_if_closed()
+        self._closing = True
+        self._ring()
+        self._free_if_closed()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -837,24 +836,15 @@ class Monitor:
         """
         self._closing = True
         fds = [self._timer] if self._timer >= 0 else []
-        self._timer = -1
+        changes: list[Change] = [(self, "_timer", -1)]
         watches = getattr(self, "_watches", None)
         if watches is not None:
-            open_watches = [watch for watch in self._all_watches() if not watch.closed]
-            fds += watches.descriptors() + self._stalls.close() + self._loop.unread
-            commit([(watch, "closed", True) for watch in open_watches])
-            trees = self._discovery.trees
-            commit([(tree, "closed", True) for tree in trees])
-            inotify = None if watches.hierarchy is None else watches.hierarchy.inotify
-            fds += [one.fd for one in self._discovery.sources.values() if one.fd >= 0 and one is not inotify]
-            self._discovery.sources.clear()
-            self._audit.close()
-            trees.clear()
-            watches.clear()
-            self._loop.unread.clear()
-            if watches.hierarchy is not None:
-                watches.hierarchy.close()
-        any(map(os.close, fds))  # in one step, as commit() does it
+            self._stalls.end()
+            changes += [(one, "closed", True) for one in (*self._all_watches(), *self._discovery.trees)]
+            owners = (watches, self._stalls, self._loop, self._discovery, self._audit, watches.hierarchy)
+            for owner in owners:
+                changes += [] if owner is None else owner.hand_over(fds)
+        close_and_commit(fds, changes)
         self._loop.close()
         self._bell = None
 

@@ -176,10 +176,10 @@ class Registrations:
         # The interpreter lock is released in the core: the slices really run side by side. The first is this thread's.
         try:
             side_by_side([one.run for one in self._slices])
+            self.all = [registration for one in self._slices for registration in one.registrations()]
         except BaseException:
             self.undo()
             raise
-        self.all = [registration for one in self._slices for registration in one.registrations()]
 
     def give_up(self, index: int) -> None:
         """Closes one of them."""

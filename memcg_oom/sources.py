@@ -133,7 +133,6 @@ class Inotify(Source):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fd = check(lib.memcg_inotify_open(), "inotify")
         self.touched: list[object] = []
         self.removals = 0
         self._files: dict[int, object] = {}  # by watch descriptor
@@ -141,6 +140,7 @@ class Inotify(Source):
         self._watches: dict[int, int] = {}  # and the other way round
         # Said of directories whose watch is not known yet: a scan has them followed and takes note of it afterwards.
         self._early: list[tuple[int, str, int]] = []
+        self.fd = check(lib.memcg_inotify_open(), "inotify")  # the last that can fail
 
     def changes(self, scanning: bool) -> list[Change]:
         """As Source."""
@@ -179,10 +179,10 @@ class Inotify(Source):
 
     def unfollow(self, directory_id: int) -> None:
         """Lets go of a directory, also of one that is gone: the kernel itself never does."""
-        watch = self._watches.pop(directory_id, None)
+        watch = self._watches.get(directory_id)
         if watch is not None:
-            del self._directories[watch]
-            self._remove(watch)
+            self._remove(watch)  # first, so that an exception leaves it to the next call
+            del self._directories[watch], self._watches[directory_id]
 
     def discard(self, watch: int) -> None:
         """Lets go of what a registration did about a directory or a file, if nobody has taken note of it."""
@@ -210,8 +210,9 @@ class Inotify(Source):
 
     def remove_file(self, watch: int) -> None:
         """Lets go of a control file, also of one that is gone: the kernel itself never does."""
-        if self._files.pop(watch, None) is not None:
-            self._remove(watch)
+        if watch in self._files:
+            self._remove(watch)  # first, as in unfollow()
+            del self._files[watch]
 
 
 SOURCES = ("fanotify", "inotify")

@@ -212,20 +212,19 @@ class Stalls:
             self.forget(watch)
         self._next = now + _LOOK
 
-    def close(self) -> list[int]:
-        """Ends everything; returns the descriptors, which are the caller's to close."""
-        watches = list(self.by_key.values())
-        fds = [watch._fd for watch in watches if watch._fd >= 0] + self._eventfds
-        commit([(watch, "closed", True) for watch in watches])
+    def end(self) -> None:
+        """Ends all triggers; their descriptors are still open."""
         if self._context[0]:
             # In a forked child there is no such context, and this does nothing.
             lib.memcg_triggers_close(self._context[0])
             self._context[0] = 0
-        self._eventfds = []
-        self.by_key.clear()
         self._ended.clear()
         self._going.clear()
-        return fds
+
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """Puts all descriptors on a list; returns the changes by which they are not its own any more."""
+        fds += [watch._fd for watch in self.by_key.values() if watch._fd >= 0] + self._eventfds
+        return [(self, "by_key", {}), (self, "_eventfds", [])]
 
 
 def _is_there(place: Place) -> bool:

@@ -153,15 +153,11 @@ class V1Watches(Watches):
                 self.alarms.by_key.pop(alarm._key, None)
             raise
 
-    def descriptors(self) -> list[int]:
-        """Those that are the watches' own."""
-        watches = [watch._eventfd for watch in self.by_key.values() if not (watch.closed or watch.polled)]
-        return watches + [alarm._eventfd for alarm in self.alarms.by_key.values() if not alarm.closed]
-
-    def clear(self) -> None:
-        """Forgets all watches, which are closed."""
-        super().clear()
-        self.alarms.by_key.clear()
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """Puts the watches' descriptors on a list; returns the changes by which they, and the watches, are not here."""
+        fds += [watch._eventfd for watch in self.by_key.values() if not watch.polled]
+        fds += [alarm._eventfd for alarm in self.alarms.by_key.values()]
+        return [(self, "by_key", ByDescriptor()), (self, "polled", {}), (self.alarms, "by_key", {})]
 
     def forget_alarm(self, alarm: Alarm) -> None:
         """Ends an alarm, if it has not ended."""

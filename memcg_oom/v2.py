@@ -315,9 +315,9 @@ class V2Watches(Watches):
     def _unfollow(self, node: Node, name: str) -> None:
         descriptor = getattr(node, name)
         if descriptor >= 0:
-            commit([(node, name, -1)])
             if self.hierarchy is not None and self.hierarchy.inotify is not None:
-                self.hierarchy.inotify.remove_file(descriptor)
+                self.hierarchy.inotify.remove_file(descriptor)  # first, so that an exception leaves it to the next call
+            commit([(node, name, -1)])
 
     def _drop(self, node: Node) -> None:
         """Forgets a node that nobody watches any more, and those above that were there for its sake."""
@@ -336,7 +336,6 @@ class V2Watches(Watches):
         directory_id = node.place.directory_id
         if inotify is not None and not any(tree.member(directory_id) for tree in self.trees):
             inotify.unfollow(directory_id)
-        self.nodes.pop(directory_id, None)
         parent, name = node.parent, os.path.basename(node.place.path)
         if parent is not None:
             if parent.children.get(name) is node:
@@ -344,10 +343,11 @@ class V2Watches(Watches):
             if not parent.children:
                 self._unfollow(parent, "control")
                 self._drop(parent)
+        self.nodes.pop(directory_id, None)  # the last: what an exception leaves is found again
 
-    def descriptors(self) -> list[int]:
-        """The watches have none of their own."""
-        return []
+    def hand_over(self, fds: list[int]) -> list[Change]:
+        """As on v1, but the watches have no descriptors of their own."""
+        return [(self, "by_key", {}), (self, "polled", {})]
 
     def forget(self, watch: Watch) -> None:
         """Ends a watch, if it has not ended; as long as it is a member of a tree, its kills are accounted for."""
@@ -356,7 +356,7 @@ class V2Watches(Watches):
         self._also.pop(watch, None)
         if watch._tree is None:
             node = self.nodes.get(watch._place.directory_id)
-            if node is not None and watch in node.watches:
+            if node is not None:
                 commit([(node, "watches", [one for one in node.watches if one is not watch])])
                 self._drop(node)
 

@@ -90,11 +90,6 @@ class Watches:
             changes.append((watch._tree, "removed", True))
         return changes
 
-    def clear(self) -> None:
-        """Forgets all watches, which are closed."""
-        self.by_key.clear()
-        self.polled.clear()
-
     def of(self, directory_ids: Container[int]) -> list[Watch]:
         """All watches of cgroups with such ids."""
         return [watch for watch in self.by_key.values() if watch._place.directory_id in directory_ids]

@@ -6,6 +6,7 @@ takes it for a mounted hierarchy and works in its path mode, since ids cannot be
 
 from __future__ import annotations
 
+import collections
 import errno
 import os
 import time
@@ -109,7 +110,9 @@ class FakeKernel:
         monkeypatch.setattr(memcg_oom.kernel_log, "KMSG", str(log))
         for module in (memcg_oom.host, memcg_oom.kernel_log):
             monkeypatch.setattr(module, "os", _Log(self))
-        self.records: list[bytes] = []  # what was printed and not read yet; in the pipe there is a byte for each
+        self.records: collections.deque[bytes] = (
+            collections.deque()
+        )  # what was printed and not read yet; in the pipe there is a byte for each
         # It names no victims, unless names_victims() is called: nobody waits for what does not come.
         monkeypatch.setattr(Victims, "_patience", lambda _self, _finds_any: None)
 
@@ -296,6 +299,8 @@ class FakeCgroup:
 class _FileSystem:
     """The module os, but for one thing: what lies above the mount is on another file system, as with a real one."""
 
+    close = staticmethod(os.close)  # to be found without memory, as in the module
+
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
 
@@ -317,7 +322,7 @@ class _Log:
             self._kernel.overrun = False
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         os.read(fd, 1)
-        return self._kernel.records.pop(0)
+        return self._kernel.records.popleft()  # which takes no memory: a record is read or it is not
 
     def lseek(self, _fd: int, _position: int, _how: int) -> int:
         return 0

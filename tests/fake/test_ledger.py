@@ -530,7 +530,7 @@ def test_what_an_exception_takes_from_the_log(
 
         def read(fd: int, _size: int) -> bytes:
             os.read(fd, 1)
-            kernel.records.pop(0)
+            kernel.records.popleft()
             raise error
 
         with monkeypatch.context() as patch:
