@@ -95,8 +95,10 @@ class EventFD:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:  # a warning may be made an error
+                self.close()
 
     def __repr__(self) -> str:
         return "<EventFD closed>" if self.closed else f"<EventFD fd={self._fd}>"

@@ -798,8 +798,10 @@ class Monitor:
 
     def __del__(self) -> None:
         if not getattr(self, "_closing", True):  # the constructor cleans up itself when it fails
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:  # a warning may be made an error
+                self.close()
 
     def __repr__(self) -> str:
         if self._closing:

@@ -33,6 +33,26 @@ from memcg_oom.v1 import V1Watches
 from memcg_oom.victims import Victims
 from tests.support import PATIENCE
 
+# What is in a new cgroup, beside what counts and what tells its usage.
+V1_FILES = {
+    "memory.oom_control": "",
+    "cgroup.event_control": "",
+    "memory.pressure_level": "",
+    "memory.limit_in_bytes": "9223372036854771712\n",
+    "memory.max_usage_in_bytes": "0\n",
+}
+V2_FILES = {
+    "memory.events": "",
+    "memory.events.local": "",
+    "memory.max": "max\n",
+    "memory.high": "max\n",
+    "memory.peak": "0\n",
+    "memory.oom.group": "0\n",
+    "cgroup.controllers": "memory\n",
+    "cgroup.events": "populated 0\nfrozen 0\n",
+    "cgroup.freeze": "0\n",
+    "cgroup.subtree_control": "memory\n",
+}
 AGES = 10_000.0  # seconds: a period whose end no test lives to see
 
 
@@ -77,14 +97,19 @@ class FakeKernel:
     Args:
         folder: an empty one.
         monkeypatch: by which the package is made to see the mount.
+        version: of cgroups; of version 2 there is no more than the files, and nobody tells when one is removed.
     """
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: int = 1) -> None:
         folder = folder.resolve()
         self.root = folder / "memory"
         self.root.mkdir()
         self.cgroups: list[FakeCgroup] = []
         self.overrun = False  # whether the log has overwritten what was not read yet
+        self.version = version
+        if version == 2:
+            (self.root / "cgroup.controllers").write_text("memory\n")
+            (self.root / "cgroup.subtree_control").write_text("memory\n")
         self._graves = folder / "graves"
         self._graves.mkdir()
         self._monkeypatch = monkeypatch
@@ -93,8 +118,9 @@ class FakeKernel:
             os.fsencode(self.root).replace(b"\\", rb"\134").replace(b" ", rb"\040").replace(b"\t", rb"\011")
         )
         mountinfo = folder / "mountinfo"
+        kind = "cgroup cgroup rw,memory" if version == 1 else "cgroup2 cgroup2 rw"
         mountinfo.write_text(
-            f"30 25 {os.major(device)}:{os.minor(device)} / {point} rw,nosuid - cgroup cgroup rw,memory\n",
+            f"30 25 {os.major(device)}:{os.minor(device)} / {point} rw,nosuid - {kind}\n",
             errors="surrogateescape",
         )
         monkeypatch.setattr(memcg_oom.mounts, "MOUNTINFO", str(mountinfo))
@@ -190,33 +216,38 @@ class FakeCgroup:
         self.path = path
         self.kernel = kernel
         self.kills = kills
+        self.ooms = 0  # on v2, where they are counted and not signalled
         self.killer_off = self.under_oom = False
         self.gone = False
         self._eventfds: list[int] = []
         self._alarms: list[int] = []  # eventfds for a threshold, or pressure
         path.mkdir(exist_ok=path == kernel.root)
-        (path / "memory.oom_control").touch()
-        (path / "cgroup.event_control").touch()
         (path / "cgroup.procs").touch()
-        (path / "memory.pressure_level").touch()
+        for name, text in (V1_FILES if kernel.version == 1 else V2_FILES).items():
+            (path / name).write_text(text)
         self._write_control()
         self.use(0)
 
     def _write_control(self) -> None:
+        if self.kernel.version == 1:
+            text = f"oom_kill_disable {self.killer_off:d}\nunder_oom {self.under_oom:d}\noom_kill {self.kills}\n"
+            self._write("memory.oom_control", text)
+        else:
+            for name in ("memory.events", "memory.events.local"):
+                self._write(name, f"low 0\nhigh 0\nmax 0\noom {self.ooms}\noom_kill {self.kills}\n")
+
+    def _write(self, name: str, text: str) -> None:
         """In place and with one write, so that the file stays the same one and is never seen half written."""
-        fd = os.open(self.path / "memory.oom_control", os.O_WRONLY)
+        fd = os.open(self.path / name, os.O_WRONLY)
         try:
-            os.write(
-                fd,
-                f"oom_kill_disable {self.killer_off:d}\nunder_oom {self.under_oom:d}\noom_kill {self.kills}\n".encode(),
-            )
+            os.write(fd, text.encode())
         finally:
             os.close(fd)
 
     def listen(self) -> int:
         """Takes the registration that was written since the last call, if there is one; how many there are now."""
         file = self.path / "cgroup.event_control"
-        if not self.gone and (line := file.read_text()):
+        if self.kernel.version == 1 and not self.gone and (line := file.read_text()):
             eventfd, control_fd, *argument = line.split(" ")
             assert int(control_fd) >= 0
             assert os.readlink(f"/proc/self/fd/{eventfd}") == "anon_inode:[eventfd]"
@@ -226,7 +257,8 @@ class FakeCgroup:
 
     def use(self, usage: int) -> None:
         """Has so many bytes in use."""
-        (self.path / "memory.usage_in_bytes").write_text(f"{usage}\n")
+        file = "memory.usage_in_bytes" if self.kernel.version == 1 else "memory.current"
+        (self.path / file).write_text(f"{usage}\n")
 
     def alarm(self, count: int = 1) -> None:
         """Signals everybody who is registered for something else than OOM."""
@@ -236,7 +268,11 @@ class FakeCgroup:
             os.eventfd_write(fd, count)
 
     def oom(self, count: int = 1) -> None:
-        """Signals that many OOMs to everybody who is registered."""
+        """Signals that many OOMs to everybody who is registered; on v2, counts them."""
+        if self.kernel.version == 2:
+            self.ooms += count
+            self._write_control()
+            return
         assert self.listen(), "nobody is registered"
         for fd in self._eventfds:
             os.eventfd_write(fd, count)
