@@ -654,9 +654,9 @@ class Monitor:
                 self._stalls.hear()
             if batch.unread:
                 self._discovery.hear()
-                if places := self._watches.hear(now):
-                    self._victims.look_around(places)
-                    self._audit.call(now)
+            if (batch.unread or self._watches.unheard) and (places := self._watches.hear(now)):
+                self._victims.look_around(places)
+                self._audit.call(now)
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at, and the log.
             self._watches.due(now, drained=not full)
             self._victims.read(briefly=True)

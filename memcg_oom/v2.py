@@ -362,6 +362,13 @@ class V2Watches(Watches):
 
     # -- the news
 
+    @property
+    def unheard(self) -> bool:
+        """An exception came after they were read."""
+        return (
+            self.hierarchy is not None and self.hierarchy.inotify is not None and bool(self.hierarchy.inotify.touched)
+        )
+
     def hear(self, now: int) -> list[Place]:
         """Takes note of what the inotify instance has said; returns where somebody is in trouble.
 

@@ -105,6 +105,11 @@ class Watches:
 
     # What only one of the versions has to do.
 
+    @property
+    def unheard(self) -> bool:
+        """Whether news were read of which nobody has taken note, so that hear() is to be called in any case."""
+        return False
+
     def hear(self, now: int) -> list[Place]:
         """Takes note of news beside the signals; returns who is in trouble."""
         return []
