@@ -20,6 +20,9 @@ RACES ?= 10000
 FUZZ_SECONDS ?= 600
 FUZZ_ARGS ?=
 
+# How long `make soak` takes, both sources together.
+SOAK_SECONDS ?= 1800
+
 .PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz lint sanitize wheel clean
 
 help:
@@ -29,7 +32,7 @@ help:
 	@echo "make bench     the benchmarks, peers side by side, and benchmarks/report.md (root; BENCH_ARGS=\"storm scan\" picks)"
 	@echo "make bench-quick  all of them in small, in two minutes, to see that they work (root)"
 	@echo "make bench-check  whether a watch and a signal take more instructions than they did (root; valgrind)"
-	@echo "make soak      ten minutes of creation, kills, renames and removals, with figures (root)"
+	@echo "make soak      half an hour of creation, kills, renames and removals, with figures (root; SOAK_SECONDS=1800)"
 	@echo "make races     RACES=10000 times a kill and the removal of its cgroup at once, with figures (root)"
 	@echo "make fuzz      the parsers and the model of a kernel, other inputs each time (FUZZ_SECONDS=600, FUZZ_ARGS=\"model\" picks)"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
@@ -55,7 +58,7 @@ bench-check: $(VENV)/ready
 	@$(BIN)/python -m benchmarks.instructions --check
 
 soak: $(VENV)/ready
-	$(BIN)/python -m pytest tests/real/soak.py
+	@MEMCG_OOM_SOAK=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/real/soak.py
 
 races: $(VENV)/ready
 	MEMCG_OOM_RACES=$(RACES) $(BIN)/python -m pytest tests/real/races.py

@@ -1,4 +1,4 @@
-"""Ten minutes of churn, for `make soak`: figures at the end, and nothing grown. Not a part of the tests by itself."""
+"""Half an hour of churn, for `make soak`: figures at the end, and nothing grown. Not a part of the tests by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.churn import Size, Workers, covered, judge, settled
 
-SECONDS = float(os.environ.get("MEMCG_OOM_SOAK", "600"))  # for both sources together
+SECONDS = float(os.environ.get("MEMCG_OOM_SOAK", "1800"))  # for both sources together
 ROUND = 1000  # cgroups, some ten seconds
 KILLED_IN = 10
 # Memory blocks of the interpreter; of cgroups that are gone nothing stays behind, however many there were.
