@@ -86,7 +86,7 @@ class Discovery:
     @property
     def needs_audit(self) -> bool:
         """Whether there is something that only an audit finds."""
-        return self._incomplete or any(tree._unfollowed for tree in self.trees)
+        return self._incomplete or bool([tree for tree in self.trees if tree._unfollowed])
 
     # -- from now on
 
@@ -97,7 +97,7 @@ class Discovery:
         # What an exception loses on the way, a rescan finds.
         reading, self._reading = self._reading, True
         changes: list[Change] = []
-        scanning = any(tree._backlog is not None for tree in self.trees)
+        scanning = bool([tree for tree in self.trees if tree._backlog is not None])
         for source in self.sources.values():
             changes += source.changes(scanning)
         self._watches.changed(changes)

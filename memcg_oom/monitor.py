@@ -465,8 +465,10 @@ class Monitor:
             with self._leaving, self._lock:
                 self._check_open()
                 self._stalls.watch(watch, fds)
-        finally:
+        except BaseException:
+            self._unwatch(watch)
             close_all(fds)
+            raise
         return watch
 
     # -- what is watched

@@ -23,6 +23,7 @@ import memcg_oom.victims
 from memcg_oom import Cgroup, Event, Monitor, Oom, OomKill, PodNames, Pressure, UsageCrossed, identify, register
 from memcg_oom._native import ffi, lib
 from memcg_oom.sources import Inotify
+from memcg_oom.stalls import HOST
 from memcg_oom.v2 import V2Watches
 from memcg_oom.victims import Victims
 from memcg_oom.watches import CROWD
@@ -35,9 +36,7 @@ Result = TypeVar("Result")
 
 # More than any of the calls makes.
 MOST = 5000
-ENOUGH = 2  # failures of one scenario
-# Allocations after a call: whether the one that was to fail is among them, or was made in vain during the call.
-_AFTERWARDS = 16
+ENOUGH = 10  # failures of one scenario
 # MemoryError, or what Python makes of it: "can't allocate lock"; "returned NULL without setting an exception".
 _NO_MEMORY = (MemoryError, RuntimeError, SystemError)
 MB = 1 << 20
@@ -47,7 +46,7 @@ class Famine:
     """Has the Nth allocation of each call fail.
 
     Attributes:
-        where: the lines at which it did, the innermost last.
+        where: the lines at which it did, the innermost last; empty: it did not, or Python had no memory for them.
         over: whether none of the calls so far makes so many.
     """
 
@@ -66,12 +65,12 @@ class Famine:
             _testcapi.set_nomemory(self._moment, self._moment + 1)
             result = function(*arguments, **keywords)
             has_returned = True
-            for _ in range(_AFTERWARDS):
+            for _ in range(self._moment + 1):  # is it still to come, or was it made in vain during the call?
                 bytes(1000)
         except _NO_MEMORY as error:
             _testcapi.remove_mem_hooks()
             is_over = has_returned
-            self.where += _where(error.__traceback__) or "afterwards"
+            self.where += "" if has_returned else _where(error.__traceback__)
         finally:
             _testcapi.remove_mem_hooks()
             gc.enable()
@@ -88,15 +87,43 @@ def _where(traceback: TracebackType | None) -> str:
     return " ".join(lines[1:])
 
 
+class Triggers:
+    """The module os, but for the file of triggers: an eventfd stands for it, which is polled in the same way."""
+
+    close = staticmethod(os.close)  # to be found without memory, as in the module
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._context = ffi.new("uint64_t *")  # one for all monitors: to give one up takes the kernel 40 ms
+        assert lib.memcg_triggers_open(self._context) == 0
+
+    def open(self, _path: str, _flags: int) -> int:
+        return os.dup(self._fd)
+
+    def write(self, _fd: int, text: bytes) -> int:
+        return len(text)
+
+    def open_context(self, context: Any) -> int:
+        context[0] = self._context[0]
+        return 0
+
+    def close_all(self) -> None:
+        lib.memcg_triggers_close(self._context[0])
+        os.close(self._fd)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
 class Stage:
     """What a scenario plays on."""
 
     def __init__(
-        self, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, context: ffi.CData, spare: FakeCgroup, moment: int
+        self, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, triggers: Triggers, spare: FakeCgroup, moment: int
     ) -> None:
         self.kernel = kernel
         self.spare = spare  # of all scenarios
-        self.context = context
+        self.triggers = triggers
         self.monkeypatch = monkeypatch
         self.famine = Famine(moment)
         self.call = self.famine.call
@@ -137,15 +164,12 @@ class Stage:
         """Whether it was a read of the log that failed: what it has read is lost."""
         return "victims.py" in self.famine.where  # which has it read
 
-    def fake_stalls(self) -> str:
-        """Makes triggers of the host cheap; they never fire. Returns what stands for the host's file."""
-        self.monkeypatch.setattr(memcg_oom.stalls, "HOST", str(self.kernel.root / "pressure"))
-        replace_in_lib(self.monkeypatch, memcg_triggers_open=self._open_context, memcg_triggers_close=lambda _: 0)
-        return memcg_oom.stalls.HOST
-
-    def _open_context(self, context: Any) -> int:
-        context[0] = self.context[0]
-        return 0
+    def fake_stalls(self) -> None:
+        """Makes triggers of the host cheap; they never fire."""
+        self.monkeypatch.setattr(memcg_oom.stalls, "os", self.triggers)
+        replace_in_lib(
+            self.monkeypatch, memcg_triggers_open=self.triggers.open_context, memcg_triggers_close=lambda _: 0
+        )
 
     def names_victims(self) -> None:
         """As FakeKernel.names_victims(), for this scenario."""
@@ -297,7 +321,7 @@ def a_kill_that_only_the_log_tells(stage: Stage) -> None:
         events = stage.wait(monitor, 2)
         told = brief(events, watch)
         # When the log was not read in time, it is an OOM without an outcome.
-        assert told == [("OomKill", 1), ("Removed", 0)] or (told == [("Removed", 1)] and stage.famine.where)
+        assert told == [("OomKill", 1), ("Removed", 0)] or (told == [("Removed", 1)] and not stage.famine.over)
 
 
 def an_overrun_log(stage: Stage) -> None:
@@ -562,12 +586,13 @@ def the_end_of_a_member(stage: Stage) -> None:
     with Monitor(settle=AGES, linger=0.0) as monitor:
         tree = stage.kernel.tree(monitor, root.path)
         (watch,) = (watch for watch in tree if watch.cgroup == str(cgroup.path))
+        cgroup.listen()
         stage.call(watch.close)
         watch.close()
-        cgroup.listen()
         cgroup.rmdir()
         assert stage.wait(monitor) == []
-        assert len(tree._members) == 1
+        # When it was the news of the removal that failed to be read, the member is kept for the ledger's sake.
+        assert len(tree._members) == 1 or "sources.py" in stage.famine.where
         stage.check(monitor)
 
 
@@ -611,12 +636,13 @@ def the_end_of_a_monitor(stage: Stage) -> None:
     root = stage.make()
     stage.kernel.make(f"{root.path.name}/a")
     cgroup = stage.make()
+    stage.fake_stalls()
     monitor = Monitor(settle=AGES)
     stage.kernel.tree(monitor, root.path)
     watch = monitor.watch(cgroup.path)
     cgroup.listen()
     usage = monitor.watch_usage(cgroup.path, MB)
-    stall = monitor.watch_stall(stage.fake_stalls(), "some", 1.0, 2.0)
+    stall = monitor.watch_stall(HOST, "some", 1.0, 2.0)
     cgroup.oom()
     stage.call(monitor.close)
     monitor.close()
@@ -668,20 +694,20 @@ def one_at_a_time(stage: Stage) -> None:
 
 
 def a_stall(stage: Stage) -> None:
-    host = stage.fake_stalls()
+    stage.fake_stalls()
     with Monitor(settle=AGES) as monitor:
-        watch = stage.call(monitor.watch_stall, host, "some", 1.0, 2.0)
+        watch = stage.call(monitor.watch_stall, HOST, "some", 1.0, 2.0)
         if watch is None:
             assert monitor.watches == ()
-            watch = monitor.watch_stall(host, "some", 1.0, 2.0)
+            watch = monitor.watch_stall(HOST, "some", 1.0, 2.0)
         assert monitor.watches == (watch,)
         stage.check(monitor)
 
 
 def a_stall_that_is_told(stage: Stage) -> None:
-    host = stage.fake_stalls()
+    stage.fake_stalls()
     with Monitor(settle=AGES) as monitor:
-        watch = monitor.watch_stall(host, "some", 1.0, 2.0)
+        watch = monitor.watch_stall(HOST, "some", 1.0, 2.0)
         signals = [(watch._key, 1)]
 
         def take(_context: object, batch: Any) -> int:
@@ -861,12 +887,10 @@ def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="module")
-def context() -> Iterator[ffi.CData]:
-    """One of Linux AIO for all: to give one up takes the kernel 40 ms."""
-    made = ffi.new("uint64_t *")
-    assert lib.memcg_triggers_open(made) == 0
+def triggers() -> Iterator[Triggers]:
+    made = Triggers()
     yield made
-    lib.memcg_triggers_close(made[0])
+    made.close_all()
 
 
 def fds() -> int:
@@ -879,18 +903,17 @@ def fds() -> int:
 def test_each_allocation_fails_once(
     kernel: FakeKernel,
     monkeypatch: pytest.MonkeyPatch,
-    context: ffi.CData,
+    triggers: Triggers,
     scenario: Scenario,
     figure: dict[str, object],
 ) -> None:
     monkeypatch.setattr(memcg_oom.v1, "LATE", 0)
     monkeypatch.setattr(memcg_oom.v1, "ALARM_LATE", 0)
-    os.mkfifo(kernel.root / "pressure")
     spare = kernel.make("spare")
     failures = []
     for moment in range(MOST):
         before = fds()
-        stage = Stage(kernel, monkeypatch, context, spare, moment)
+        stage = Stage(kernel, monkeypatch, triggers, spare, moment)
         try:
             with monkeypatch.context() as stage.monkeypatch:
                 scenario(stage)
