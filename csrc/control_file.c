@@ -129,6 +129,24 @@ static int open_parent(const char *path, size_t length)
     return fd < 0 ? AT_FDCWD : fd;
 }
 
+static uint8_t find_at(int parent_fd, const char *name, uint64_t device, uint64_t directory_id)
+{
+    struct stat status;
+
+    if (fstatat(parent_fd, name, &status, 0) == 0)
+        return status.st_dev == device && status.st_ino == directory_id ? MEMCG_HERE : MEMCG_ELSEWHERE;
+    switch (errno) {
+    case ENOENT:
+    case ENOTDIR:
+    case ENODEV:
+    case ESTALE:
+    case ENAMETOOLONG: /* never found by it, so that "unknown" would not end */
+        return MEMCG_ELSEWHERE;
+    default:
+        return MEMCG_UNKNOWN;
+    }
+}
+
 void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                       uint8_t *moved)
 {
@@ -139,7 +157,6 @@ void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char
     for (size_t i = 0; i < count; i++, paths += strlen(paths) + 1) {
         size_t length = (size_t)(strrchr(paths, '/') + 1 - paths);
         const char *name = paths;
-        struct stat status;
 
         /* The way to a sibling of the last one is not walked again: that is half of the time. */
         if (length != parent_length || memcmp(paths, parent, length) != 0) {
@@ -154,8 +171,7 @@ void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char
             if (parent_fd >= 0)
                 name += length;
         }
-        moved[i] = fstatat(parent_fd, name, &status, 0) < 0 || status.st_dev != device ||
-                   status.st_ino != directory_ids[i];
+        moved[i] = find_at(parent_fd, name, device, directory_ids[i]);
     }
     if (parent_fd >= 0)
         close(parent_fd);

@@ -35,7 +35,7 @@ struct memcg_registration {
     uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
     uint64_t control_id;   /* st_ino of the control file, its kernfs id */
     int64_t before;        /* its value, oom_kill or the usage, read before the registration stood */
-    int64_t after;         /* and after it */
+    int64_t after;         /* and after it; as before where it could not be read */
 };
 
 /*
@@ -120,7 +120,12 @@ int memcg_open_by_id(int mount_fd, uint64_t id);
 void memcg_look_many(const struct memcg_control *control, int mount_fd, uint64_t device, const uint64_t *control_ids,
                      const char *paths, size_t count, int64_t *values, uint8_t *under_oom);
 
-/* Sets moved[i] to 1 where the path, an absolute one, no longer leads to the directory of that id, else to 0. */
+/* What memcg_moved_many() finds. */
+#define MEMCG_HERE 0      /* the path leads to the directory of that id */
+#define MEMCG_ELSEWHERE 1 /* it leads nowhere, or to another: the directory was renamed, or is gone */
+#define MEMCG_UNKNOWN 2   /* nobody could tell: there was no memory for it, say */
+
+/* Looks whether each path, an absolute one, still leads to the directory of that id. */
 void memcg_moved_many(uint64_t device, const uint64_t *directory_ids, const char *paths, size_t count,
                       uint8_t *moved);
 
@@ -169,13 +174,13 @@ struct memcg_attachment {
     uint64_t directory_id; /* st_ino of the cgroup's directory, its kernfs id */
     uint64_t control_id;   /* st_ino of memory.events.local, its kernfs id; 0: the memory controller is off */
     struct memcg_counters before; /* read before the watch stood */
-    struct memcg_counters after;  /* and after it, also where it could not be had */
+    struct memcg_counters after;  /* and after it, also where it could not be had; as before where they could not be read */
     struct memcg_counters subtree; /* of memory.events, read between the two */
 };
 
 struct memcg_attachments {
     int64_t count;
-    int32_t inotify_fd; /* or -1: there is none */
+    int32_t inotify_fd; /* or -errno: why there is none */
     int32_t follow;     /* whether to follow the directories too */
     struct memcg_attachment rows[];
 };
@@ -221,7 +226,8 @@ int memcg_trigger_begin(uint64_t context, int trigger_fd, int event_fd, uint64_t
 int memcg_trigger_end(uint64_t context, struct memcg_trigger *trigger);
 
 /*
- * Takes what there is, without waiting: the key of each, with the count 1 where it stalled, and is polled further, or 0
- * where that has ended: the cgroup was removed, or memcg_trigger_end() was called. The batch holds them whatever comes afterwards.
+ * Takes what there is, without waiting: a key with the count 1 where it stalled, and with the count 0 where the polling
+ * has ended: the cgroup was removed, memcg_trigger_end() was called, or the kernel would not go on. One that stalled is
+ * polled further unless it is there with 0 as well, behind. The batch holds them whatever comes afterwards.
  */
 int memcg_triggers_take(uint64_t context, struct memcg_batch *batch);

@@ -99,6 +99,7 @@ static int register_one(const struct memcg_registrations *how, uint64_t device, 
     struct stat status;
     int directory_fd, control_fd = -1, event_fd = -1, rc;
     uint8_t under_oom;
+    int64_t after;
 
     directory_fd = STEP(CGROUP, open_cgroup(how->mount_fd, device, id, path));
     if (directory_fd < 0)
@@ -143,9 +144,12 @@ static int register_one(const struct memcg_registrations *how, uint64_t device, 
     if (rc < 0)
         goto out;
     registration->step = MEMCG_STEP_CONTROL_FILE;
-    registration->after = memcg_read_value(control, control_fd, &under_oom);
-    if (registration->after < 0) {
-        rc = (int)registration->after;
+    after = memcg_read_value(control, control_fd, &under_oom);
+    /* What could not be read just now the first look will: only who is gone is not registered after all. */
+    if (after >= 0) {
+        registration->after = after;
+    } else if (after == -ENODEV) {
+        rc = (int)after;
         close(event_fd);
     }
 

@@ -97,6 +97,7 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
                   struct memcg_attachment *row)
 {
     char path[sizeof("/proc/self/fd/") + 3 * sizeof(int)];
+    struct memcg_counters after;
     struct stat status;
     int directory_fd, control_fd = -1, rc;
 
@@ -134,18 +135,21 @@ static int attach(const struct memcg_attachments *how, uint64_t device, const ui
     }
     read_subtree(directory_fd, &row->subtree);
     row->step = MEMCG_STEP_FOLLOW;
-    rc = -EBADF;
-    if (how->inotify_fd >= 0) {
+    rc = how->inotify_fd;
+    if (rc >= 0) {
         snprintf(path, sizeof(path), "/proc/self/fd/%d", control_fd);
         rc = memcg_inotify_add_file(how->inotify_fd, path);
     }
     /* Without a watch too: whoever goes by the counters alone begins with these. */
-    read_counters(control_fd, &row->after);
-    if (row->after.oom_kill < 0) {
+    read_counters(control_fd, &after);
+    /* What could not be read just now the first look will: only who is gone is not attached after all. */
+    if (after.oom_kill >= 0) {
+        row->after = after;
+    } else if (after.oom_kill == -ENODEV) {
         row->step = MEMCG_STEP_CONTROL_FILE;
         if (rc >= 0)
             memcg_inotify_remove(how->inotify_fd, rc);
-        rc = (int)row->after.oom_kill;
+        rc = -ENODEV;
     }
 
 out:

@@ -59,20 +59,22 @@ int memcg_trigger_end(uint64_t context, struct memcg_trigger *trigger)
 
 int memcg_triggers_take(uint64_t context, struct memcg_batch *batch)
 {
-    struct io_event done[MEMCG_BATCH];
+    struct io_event done[MEMCG_BATCH / 2]; /* each of which may be two signals */
     struct timespec at_once = {0, 0};
     long count;
 
     batch->count = batch->unread = 0;
-    count = syscall(SYS_io_getevents, (aio_context_t)context, 0L, (long)MEMCG_BATCH, done, &at_once);
+    count = syscall(SYS_io_getevents, (aio_context_t)context, 0L, (long)MEMCG_BATCH / 2, done, &at_once);
     if (count < 0)
         return -errno;
     for (long i = 0; i < count; i++) {
-        struct memcg_signal *signal = &batch->signals[batch->count++];
+        int has_stalled = done[i].res == POLLPRI;
 
+        if (has_stalled)
+            batch->signals[batch->count++] = (struct memcg_signal){.key = done[i].data, .count = 1};
         /* Nothing is lost in between: an event that comes before the new request ends it at once. */
-        *signal = (struct memcg_signal){.key = done[i].data};
-        signal->count = done[i].res == POLLPRI && submit(context, (struct iocb *)(uintptr_t)done[i].obj) == 0;
+        if (!has_stalled || submit(context, (struct iocb *)(uintptr_t)done[i].obj) < 0)
+            batch->signals[batch->count++] = (struct memcg_signal){.key = done[i].data};
     }
-    return (int)count;
+    return (int)batch->count;
 }

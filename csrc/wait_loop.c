@@ -36,9 +36,8 @@ int memcg_wait(int epoll_fd, int timeout_ms, struct memcg_batch *batch)
 
     batch->count = batch->unread = 0;
     ready = epoll_wait(epoll_fd, events, MEMCG_BATCH, timeout_ms);
-    if (ready < 0)
-        return -errno;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (ready < 0 || clock_gettime(CLOCK_MONOTONIC, &now) < 0)
+        return -errno; /* before anything was read */
     batch->time_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 
     for (int i = 0; i < ready; i++) {

@@ -29,8 +29,11 @@ class ffi:
 
 class lib:
     MEMCG_BATCH: int
+    MEMCG_ELSEWHERE: int
     MEMCG_ENTRY: int
+    MEMCG_HERE: int
     MEMCG_TRIGGERS: int
+    MEMCG_UNKNOWN: int
     MEMCG_UNREAD: int
     MEMCG_STEP_CGROUP: int
     MEMCG_STEP_CONTROL_FILE: int

@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 from array import array
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from memcg_oom._native import ffi, lib
 from memcg_oom.commit import close_all, close_and_commit
@@ -131,7 +131,8 @@ class Hierarchy:
 
     Attributes:
         is_whole: whether the hierarchy's own root is what is mounted, not a cgroup namespace's or another one's.
-        inotify: on v2 the instance that tells of events in all cgroups, or None where there was none left.
+        inotify: on v2 the instance that tells of events in all cgroups, or None where there was none to be had.
+        inotify_fd: its descriptor; or a negative number, on v2 -errno: why there is none.
 
     Args:
         path: any cgroup of the hierarchy.
@@ -149,13 +150,17 @@ class Hierarchy:
         self._door: list[int] = []  # what it is open by, and so long
         self._spare: list[int] = []  # one, or none while it is given up
         self.inotify: Inotify | None = None
+        self.inotify_fd = -1
         try:
             # As everywhere: what opens a descriptor puts it on a list, for which there is memory then.
             self._door.extend(map(os.open, [self.mount.point], [os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC]))
             self._fd = self._door[0]
             if self.version == 2:
-                with suppress(OSError):  # none left: whoever wants to follow something says so
+                try:
                     self.inotify = Inotify()
+                    self.inotify_fd = self.inotify.fd
+                except OSError as error:  # whoever wants to follow something says so
+                    self.inotify_fd = -(error.errno or errno.EIO)
             self.is_whole = self.is_root(os.fstat(self._fd).st_ino)
             self.by_id = self._can_open_by_id()
             self._take_spare()
@@ -266,6 +271,9 @@ class Hierarchy:
                 self._give_up_spare()
                 fds.clear()
                 self._open_directory(place, fds)
+            elif fds[0] == -errno.ESTALE:  # once is no proof, see _look_again()
+                fds.clear()
+                self._open_directory(place, fds)
             yield check(fds[0], place.path)
         finally:
             if fds and fds[0] >= 0:
@@ -366,10 +374,11 @@ class Hierarchy:
         gone = [i for i, (value, _) in enumerate(found) if -value in GONE]
         if gone and self.by_id:
             # The kernel says ESTALE as well when it has no memory for the inode. What is still at its path is not
-            # gone, or is just going: look again.
-            for i, moved in zip(gone, self.moved([places[i] for i in gone]), strict=True):
-                if not moved:
-                    found[i] = (-errno.EAGAIN, 0)
+            # gone, or is just going: look again. What is not may have been renamed: gone is what is not found twice.
+            moved = self.moved([places[i] for i in gone])
+            again = self._look([places[i] for i in gone], control)
+            for i, where, result in zip(gone, moved, again, strict=True):
+                found[i] = result if where == lib.MEMCG_ELSEWHERE else (-errno.EAGAIN, 0)
         elif gone:
             for i in gone:
                 found[i] = self._look_elsewhere(places[i], control)
@@ -396,7 +405,9 @@ class Hierarchy:
             self._take_spare()
         lost = [i for i, counters in enumerate(found) if -counters[0] in GONE]
         for i, moved in zip(lost, self.moved([places[i] for i in lost]), strict=True):
-            if not moved:  # nothing is ever renamed on v2
+            if moved == lib.MEMCG_UNKNOWN:
+                found[i] = (-errno.EAGAIN, 0, 0, 0, 0)
+            elif moved == lib.MEMCG_HERE:  # nothing is ever renamed on v2
                 try:
                     is_same = self._control_id(places[i].path) == places[i].control_id
                 except FileNotFoundError:
@@ -465,11 +476,14 @@ class Hierarchy:
             self._take_spare()
 
     def moved(self, places: Sequence[Place], paths: Sequence[str] | None = None) -> array[int]:
-        """Whether each cgroup is not at its path: it was renamed, or it is gone.
+        """Whether each cgroup is not at its path: it was renamed, or it is gone (MEMCG_ELSEWHERE).
 
         Args:
             places: the cgroups.
             paths: theirs, of whoever has made them up already.
+
+        Returns:
+            For each 0 (MEMCG_HERE), or else MEMCG_ELSEWHERE, or MEMCG_UNKNOWN where nobody could tell just now.
         """
         moved = array("B", bytes(len(places)))
         lib.memcg_moved_many(

@@ -10,9 +10,11 @@ and newline. What cannot be told apart for certain is left out.
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import repeat
 
+from memcg_oom.errors import os_error
 from memcg_oom.events import Victim
 
 KMSG = "/dev/kmsg"
@@ -65,8 +67,10 @@ class KernelLog:
         self.fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             os.lseek(self.fd, 0, os.SEEK_END)
-        except BaseException:
+        except BaseException as error:
             os.close(self.fd)
+            if isinstance(error, OSError):
+                raise os_error(error.errno or errno.EIO, KMSG) from None  # it has no path yet
             raise
 
     def read(self, most: int) -> bool:

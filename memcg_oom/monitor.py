@@ -859,8 +859,11 @@ class Monitor:
         due = min((due for due in wanted if due), default=0)
         # What is due already may have been read from the timer just now.
         if due != self._armed or 0 < due <= self._batch.time_ns:
-            check(lib.memcg_timer_arm(self._timer, due), "timerfd")
-            self._armed = due
+            if lib.memcg_timer_arm(self._timer, due) < 0:
+                self._armed = -1
+                self._ring()  # whoever waits comes by, and tries again
+            else:
+                self._armed = due
 
     def _bury(self, *, waiting: bool | None = None) -> None:
         """Closes what left the epoll set, unless a wait() may be reading it: then it is asked to come back and do so.

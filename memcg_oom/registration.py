@@ -151,7 +151,7 @@ class Registrations:
         self._version = hierarchy.version
         self._inotify = inotify
         self.removals = 0 if inotify is None else inotify.removals
-        inotify_fd = -1 if inotify is None else inotify.fd
+        inotify_fd = hierarchy.inotify_fd if inotify is None else inotify.fd
         how: dict[str, object] = {"count": 0, "inotify_fd": inotify_fd}
         if hierarchy.version == 1:
             how |= {"mount_fd": hierarchy.id_fd, "highest_fd": highest_fd, "control": control.fields}
@@ -324,6 +324,7 @@ _ADVICE = {
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EACCES): "registering needs write permission there",
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EPERM): "registering needs write permission there",
     (lib.MEMCG_STEP_EVENT_CONTROL, errno.EROFS): "the hierarchy is mounted read-only, and registering is a write",
+    (lib.MEMCG_STEP_FOLLOW, errno.EMFILE): "no inotify instance left; raise fs.inotify.max_user_instances",
     (lib.MEMCG_STEP_FOLLOW, errno.ENOSPC): "no inotify watches left; raise fs.inotify.max_user_watches",
     (lib.MEMCG_STEP_WRITE, errno.EINVAL): "the kernel takes no registration for this control file and argument",
 }
@@ -348,10 +349,8 @@ def registration_error(error: int, step: int, cgroup: str, control_file: str) ->
             mount_of(cgroup, os.stat(cgroup).st_dev)
         except OSError as reason:
             return reason
-    if (error, step) == (errno.EBADF, lib.MEMCG_STEP_FOLLOW):
-        # The core was given no instance, because none was left when the hierarchy was opened.
-        return os_error(errno.EMFILE, cgroup, "no inotify instance left; raise fs.inotify.max_user_instances")
-    if error in NO_FDS:
+    # Of an instance that was not to be had: a watch takes no descriptor.
+    if error in NO_FDS and (step, error) not in _ADVICE:
         return os_error(error, cgroup, "no descriptors left for another watch; raise RLIMIT_NOFILE (ulimit -n)")
     # ENODEV comes from a file that was open, ESTALE from a cgroup that is not the one meant: whatever is at the path
     # now, that cgroup has gone.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 
+from memcg_oom._native import lib
 from memcg_oom.balance import Entry, missing, nearest, suspects
 from memcg_oom.commit import commit
 from memcg_oom.events import MemoryHigh, MemoryMax, Oom, OomKill, Unattributed
@@ -428,7 +429,7 @@ class V2Watches(Watches):
                     (directory_id, name) in fresh
                     or mask & CREATED
                     or doubted
-                    or (child is not None and not any(self.hierarchy.moved([child.place])))
+                    or (child is not None and self.hierarchy.moved([child.place])[0] != lib.MEMCG_ELSEWHERE)
                 ):
                     self._strangers.add(parent)
                 fresh.discard((directory_id, name))

@@ -493,10 +493,10 @@ static void version_2(void)
     MUST(row->watch == -ESTALE); /* that is the id of another file */
     memcg_attach_many(device, NULL, "/no/such", 1, made);
     MUST(row->watch == -ENOENT && row->step == MEMCG_STEP_CGROUP && row->directory_id == 0);
-    made->inotify_fd = -1;
+    made->inotify_fd = -EMFILE;
     made->follow = 0;
     memcg_attach_many(device, NULL, paths, 1, made);
-    MUST(row->watch == -EBADF && row->step == MEMCG_STEP_FOLLOW && row->after.oom_kill == 1 && row->control_id);
+    MUST(row->watch == -EMFILE && row->step == MEMCG_STEP_FOLLOW && row->after.oom_kill == 1 && row->control_id);
 
     memcg_count_many(-1, device, ids, paths, MANY, counters);
     MUST(counters[MANY - 1].oom_kill == 1 && counters[MANY - 1].high == 4);
