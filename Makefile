@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
 
-# What gcc must find nothing in.
+# What gcc, and clang-tidy, must find nothing in.
+C_FILES := $(wildcard csrc/*.c tests/*.c tests/faults/*.c tests/fuzz/*.c benchmarks/limits/*.c)
 WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
 
 # Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
@@ -23,7 +24,7 @@ FUZZ_ARGS ?=
 # How long `make soak` takes, both sources together.
 SOAK_SECONDS ?= 1800
 
-.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz lint sanitize wheel clean
+.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz faults lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
@@ -35,8 +36,9 @@ help:
 	@echo "make soak      half an hour of creation, kills, renames and removals, with figures (root; SOAK_SECONDS=1800)"
 	@echo "make races     RACES=10000 times a kill and the removal of its cgroup at once, with figures (root)"
 	@echo "make fuzz      the parsers and the model of a kernel, other inputs each time (FUZZ_SECONDS=600, FUZZ_ARGS=\"model\" picks)"
-	@echo "make lint      ruff, mypy, gcc's warnings and analyzer"
-	@echo "make sanitize  the tests under ASan and UBSan, the C core under valgrind"
+	@echo "make faults    each system call made to fail once, in each place, with each errno; writes docs/faults.md"
+	@echo "make lint      ruff, mypy, gcc's warnings and analyzer, clang-tidy"
+	@echo "make sanitize  the tests under ASan and UBSan, the C core under TSan and valgrind too"
 	@echo "make wheel     dist/: the wheel and the sdist"
 
 demo: $(VENV)/ready
@@ -66,12 +68,16 @@ races: $(VENV)/ready
 fuzz: $(VENV)/ready
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
+faults: $(VENV)/ready
+	@MEMCG_OOM_WRITE_FAULTS=1 $(BIN)/python -m pytest -q tests/fake/test_system_calls_fail.py tests/real/test_injected.py
+
 lint: $(VENV)/ready
+	@command -v clang-tidy >/dev/null || { echo "missing: apt-get install clang-tidy" >&2; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for file in csrc/*.c tests/*.c tests/fuzz/*.c benchmarks/limits/*.c; do \
-		gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
+	for file in $(C_FILES); do gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
+	clang-tidy --quiet $(C_FILES) -- -std=c11 -Icsrc -D_GNU_SOURCE 2>/dev/null
 
 sanitize: $(VENV)/ready
 	tools/sanitize.sh $(VENV)

@@ -637,6 +637,9 @@ class V2Watches(Watches):
                         self._strangers.add(node.parent)  # it may have had counters that nobody has read
                     self._leaving[node] = time.monotonic_ns()
                     changes.append((node, "state", REMOVED))
+                elif not row.is_off:
+                    changes += self._complaints.unreadable(-row.descriptor, events)
+                    self._settling[node] = time.monotonic_ns() + self._settle  # so that it is tried again
             commit(changes + entry.changes() + self._outbox.put(events))
         except BaseException:
             registrations.undo()

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -526,6 +527,80 @@ static void version_2(void)
     MUST(open_descriptors() == before);
 }
 
+#define THREADS 4
+#define ROUNDS 50
+
+/* What the threads have in common: nothing that is written. */
+struct common {
+    const char *cgroup;
+    uint64_t device;
+    int inotify_fd;
+    pthread_barrier_t barrier;
+};
+
+/* As a monitor and those that watch more with it do it beside each other, in a Python without a global lock. */
+static void *take_part(void *argument)
+{
+    struct common *common = argument;
+    struct memcg_registrations *made = registrations(MANY);
+    struct memcg_batch *batch = calloc(1, sizeof(*batch));
+    const struct memcg_control oom = OOM;
+    struct memcg_counters counters[MANY];
+    char paths[MANY * 512], names[4096];
+    uint64_t keys[MANY], control_ids[MANY], directory_ids[MANY], listed[sizeof(names) / MEMCG_ENTRY], one = 1;
+    int64_t kills[MANY];
+    uint8_t under_oom[MANY], moved[MANY];
+    int epoll_fd = epoll_create1(EPOLL_CLOEXEC), timer_fd = memcg_timer_open();
+
+    MUST(batch != NULL && epoll_fd >= 0 && timer_fd >= 0);
+    repeat(paths, common->cgroup, MANY);
+    made->inotify_fd = common->inotify_fd;
+    pthread_barrier_wait(&common->barrier);
+    for (int round = 0; round < ROUNDS; round++) {
+        int directory_fd = open(common->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+        memcg_register_many(common->device, NULL, paths, MANY, made);
+        MUST(directory_fd >= 0 && made->count == MANY);
+        for (uint64_t i = 0; i < MANY; i++) {
+            MUST(made->rows[i].eventfd >= 0 && made->rows[i].follower > 0);
+            keys[i] = i << 32 | (uint64_t)made->rows[i].eventfd;
+            control_ids[i] = made->rows[i].control_id;
+            directory_ids[i] = made->rows[i].directory_id;
+        }
+        MUST(memcg_loop_add(epoll_fd, keys, MANY) == 0 && memcg_timer_arm(timer_fd, 1) == 0);
+        MUST(write(made->rows[3].eventfd, &one, sizeof(one)) == sizeof(one));
+        MUST(memcg_wait(epoll_fd, -1, batch) == 1 && batch->signals[0].key == keys[3]);
+        memcg_look_many(&oom, -1, common->device, control_ids, paths, MANY, kills, under_oom);
+        memcg_moved_many(common->device, directory_ids, paths, MANY, moved);
+        memcg_count_many(-1, common->device, control_ids, paths, MANY, counters); /* -ENOENT: it is version 1 */
+        MUST(kills[MANY - 1] >= 0 && moved[MANY - 1] == MEMCG_HERE && counters[MANY - 1].oom_kill == -ENOENT);
+        MUST(memcg_list(directory_fd, names, sizeof(names), listed) == 0);
+        memcg_unregister_many(made);
+        close(directory_fd);
+    }
+    close(epoll_fd);
+    close(timer_fd);
+    free(batch);
+    free(made);
+    return NULL;
+}
+
+static void in_threads(const char *cgroup, uint64_t device)
+{
+    int before = open_descriptors();
+    struct common common = {.cgroup = cgroup, .device = device, .inotify_fd = memcg_inotify_open()};
+    pthread_t threads[THREADS];
+
+    MUST(pthread_barrier_init(&common.barrier, NULL, THREADS) == 0);
+    for (int i = 0; i < THREADS; i++)
+        MUST(pthread_create(&threads[i], NULL, take_part, &common) == 0);
+    for (int i = 0; i < THREADS; i++)
+        MUST(pthread_join(threads[i], NULL) == 0);
+    pthread_barrier_destroy(&common.barrier);
+    close(common.inotify_fd);
+    MUST(open_descriptors() == before);
+}
+
 int main(int argc, char **argv)
 {
     struct stat status;
@@ -545,5 +620,6 @@ int main(int argc, char **argv)
     following(argv[1]);
     unread();
     version_2();
+    in_threads(argv[1], status.st_dev);
     return 0;
 }

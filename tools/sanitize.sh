@@ -1,6 +1,6 @@
 #!/bin/sh
 # sanitize.sh VENV: the tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C core alone under these with
-# LeakSanitizer and under valgrind.
+# LeakSanitizer, under ThreadSanitizer and under valgrind.
 set -eu
 venv=$(realpath "$1")
 work=$(mktemp -d)
@@ -24,6 +24,11 @@ fi
 echo "-- the C core under ASan, UBSan, LSan"
 gcc -std=c11 -Icsrc $flags -o "$work/driver-sanitized" $core
 for cgroup in $cgroups; do "$work/driver-sanitized" "$cgroup"; done
+
+echo "-- the C core under TSan"
+gcc -std=c11 -Icsrc -fsanitize=thread -g -O1 -o "$work/driver-threads" $core
+# With addresses that are not random: of these there are more than it knows of.
+for cgroup in $cgroups; do setarch -R "$work/driver-threads" "$cgroup"; done
 
 echo "-- the C core under valgrind"
 gcc -std=c11 -Icsrc -g -O1 -o "$work/driver" $core

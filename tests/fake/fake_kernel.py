@@ -129,6 +129,7 @@ class FakeKernel:
         self.host_kills = 1000
         self._vmstat = folder / "vmstat"
         self.host_killed(0)
+        self.seekable = os.open(self._vmstat, os.O_RDONLY)
         monkeypatch.setattr(memcg_oom.host, "VMSTAT", str(self._vmstat))
         log = folder / "kmsg"
         os.mkfifo(log)
@@ -201,6 +202,7 @@ class FakeKernel:
 
     def close(self) -> None:
         os.close(self._log)
+        os.close(self.seekable)
         for cgroup in self.cgroups:
             cgroup.close()
 
@@ -348,7 +350,10 @@ class _FileSystem:
 
 
 class _Log:
-    """The module os, but for the log: a pipe that is readable while there is a record. Nothing can be sought in it."""
+    """The module os, but for the log: a pipe that is readable while there is a record.
+
+    Nothing can be sought in it; the host's counter stands in for that.
+    """
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
@@ -360,8 +365,8 @@ class _Log:
         os.read(fd, 1)
         return self._kernel.records.popleft()  # which takes no memory: a record is read or it is not
 
-    def lseek(self, _fd: int, _position: int, _how: int) -> int:
-        return 0
+    def lseek(self, _fd: int, position: int, how: int) -> int:
+        return os.lseek(self._kernel.seekable, position, how)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)

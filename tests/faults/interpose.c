@@ -19,6 +19,7 @@
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -35,6 +36,7 @@
     CALL(close, EINTR, EIO)                                                                                     \
     CALL(read, EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOMEM, EPIPE)                                                \
     CALL(pread, EINTR, EIO, ENODEV, ENOMEM)                                                                     \
+    CALL(eventfd_read, EAGAIN)                                                                                  \
     CALL(write, EACCES, EINTR, EINVAL, EIO, ENODEV, ENOMEM, EOPNOTSUPP, EPERM)                                   \
     CALL(lseek, EINVAL, ESPIPE)                                                                                 \
     CALL(stat, EACCES, ELOOP, ENOENT, ENOMEM, ENOTDIR)                                                           \
@@ -149,12 +151,10 @@ STAND_IN_OPEN(open, open, (const char *path, int flags, ...), (path, flags, mode
 STAND_IN_OPEN(open64, open, (const char *path, int flags, ...), (path, flags, mode))
 STAND_IN_OPEN(openat, openat, (int fd, const char *path, int flags, ...), (fd, path, flags, mode))
 STAND_IN_OPEN(openat64, openat, (int fd, const char *path, int flags, ...), (fd, path, flags, mode))
-STAND_IN(ssize_t, read, read, (int fd, void *data, size_t size), (fd, data, size))
-STAND_IN(int, eventfd_read, read, (int fd, eventfd_t *value), (fd, value))
+STAND_IN(int, eventfd_read, eventfd_read, (int fd, eventfd_t *value), (fd, value))
 STAND_IN(ssize_t, pread, pread, (int fd, void *data, size_t size, off_t at), (fd, data, size, at))
 STAND_IN(ssize_t, pread64, pread, (int fd, void *data, size_t size, off64_t at), (fd, data, size, at))
 STAND_IN(ssize_t, write, write, (int fd, const void *data, size_t size), (fd, data, size))
-STAND_IN(int, eventfd_write, write, (int fd, eventfd_t value), (fd, value))
 STAND_IN(off_t, lseek, lseek, (int fd, off_t at, int whence), (fd, at, whence))
 STAND_IN(off64_t, lseek64, lseek, (int fd, off64_t at, int whence), (fd, at, whence))
 STAND_IN(int, stat, stat, (const char *path, struct stat *status), (path, status))
@@ -173,7 +173,6 @@ STAND_IN(int, mkdir, mkdir, (const char *path, mode_t mode), (path, mode))
 STAND_IN(int, rmdir, rmdir, (const char *path), (path))
 STAND_IN(int, eventfd, eventfd, (unsigned int value, int flags), (value, flags))
 STAND_IN(int, epoll_create1, epoll_create1, (int flags), (flags))
-STAND_IN(int, epoll_ctl, epoll_ctl, (int fd, int what, int other, struct epoll_event *event), (fd, what, other, event))
 STAND_IN(int, epoll_wait, epoll_wait, (int fd, struct epoll_event *events, int size, int timeout),
          (fd, events, size, timeout))
 STAND_IN(int, poll, poll, (struct pollfd *fds, nfds_t count, int timeout), (fds, count, timeout))
@@ -201,6 +200,20 @@ int fanotify_mark(int fd, unsigned int flags, uint64_t mask, int directory, cons
     (void)directory;
     (void)path;
     return strikes(CALL_fanotify_mark) ? -1 : 0;
+}
+
+/* EAGAIN is for those that do not block. */
+ssize_t read(int fd, void *data, size_t size)
+{
+    int can_fail = fault.error != EAGAIN || (REAL(fcntl)(fd, F_GETFL) & O_NONBLOCK);
+
+    return can_fail && strikes(CALL_read) ? -1 : REAL(read)(fd, data, size);
+}
+
+/* These are of what is added; to take out what is in needs nothing. */
+int epoll_ctl(int fd, int what, int other, struct epoll_event *event)
+{
+    return what == EPOLL_CTL_ADD && strikes(CALL_epoll_ctl) ? -1 : REAL(epoll_ctl)(fd, what, other, event);
 }
 
 int close(int fd)
@@ -277,6 +290,22 @@ int open_by_handle_at(int mount_fd, struct file_handle *handle, int flags)
     return open_inode(handles_below, inode, flags);
 }
 
+/*
+ * Urgent data of a socket stand for a stall: of these more is told than was asked for, and to be told of them does not
+ * take them away.
+ */
+static void play_stalls(struct io_event *events, long count)
+{
+    for (long i = 0; i < count; i++) {
+        const struct iocb *request = (const struct iocb *)(uintptr_t)events[i].obj;
+        char byte;
+
+        events[i].res &= POLLPRI | POLLERR | POLLHUP;
+        if (events[i].res & POLLPRI)
+            recv((int)request->aio_fildes, &byte, sizeof(byte), MSG_OOB | MSG_DONTWAIT);
+    }
+}
+
 long syscall(long number, ...)
 {
     va_list rest;
@@ -292,8 +321,7 @@ long syscall(long number, ...)
         (number == SYS_pidfd_open && strikes(CALL_pidfd_open)))
         return -1;
     result = REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-    /* Urgent data of a socket stand for a stall: they are told with more than was asked for. */
-    for (long i = 0; number == SYS_io_getevents && i < result; i++)
-        ((struct io_event *)a[3])[i].res &= POLLPRI | POLLERR | POLLHUP;
+    if (number == SYS_io_getevents)
+        play_stalls((struct io_event *)a[3], result);
     return number == SYS_io_cancel && strikes(CALL_io_cancel) ? -1 : result;
 }
