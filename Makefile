@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
 
-# What gcc, and clang-tidy, must find nothing in.
-C_FILES := $(wildcard csrc/*.c tests/*.c tests/faults/*.c tests/fuzz/*.c benchmarks/limits/*.c)
+# What gcc must find nothing in, nor clang-tidy but for the benchmarks, which leave their memory to exit(3).
+C_FILES := $(wildcard csrc/*.c tests/*.c tests/faults/*.c tests/fuzz/*.c)
+BENCHMARKS := $(wildcard benchmarks/limits/*.c)
 WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror
 
 # Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
@@ -76,8 +77,8 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for file in $(C_FILES); do gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
-	clang-tidy --quiet $(C_FILES) -- -std=c11 -Icsrc -D_GNU_SOURCE 2>/dev/null
+	for file in $(C_FILES) $(BENCHMARKS); do gcc $(WARNINGS) -fanalyzer -Icsrc -O2 -c -o /dev/null $$file || exit 1; done
+	clang-tidy --quiet $(C_FILES) -- -std=c11 -Icsrc -D_GNU_SOURCE
 
 sanitize: $(VENV)/ready
 	tools/sanitize.sh $(VENV)

@@ -112,8 +112,8 @@ INTRODUCTION = """\
 # When a system call fails
 
 Written by `make faults`, from what the tests have seen; see [reliability.md](reliability.md). Each call was made to
-fail once in each place where the core, or the package, makes it. Where there is nothing, it is not called there, or does
-not fail with that.
+fail once in each place where the core, or the package, makes it. Where there is nothing, it is not called there, or
+does not fail with that.
 
 - **-errno**: the function, or the row of it, returns the errno, and nothing of it is left.
 - **raised**: an `OSError` with the errno; nothing of what was called for is left, and the next try succeeds. Where the

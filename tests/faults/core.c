@@ -778,7 +778,7 @@ int main(int argc, char **argv)
     }
     make_cgroups(argv[1]);
     for (size_t scenario = 0; scenario < sizeof(scenarios) / sizeof(scenarios[0]); scenario++) {
-        int counts[64];
+        int counts[64] = {0};
 
         at.scenario = scenarios[scenario].name;
         run(scenario, 0, 0, 0);
