@@ -271,9 +271,6 @@ class Hierarchy:
                 self._give_up_spare()
                 fds.clear()
                 self._open_directory(place, fds)
-            elif fds[0] == -errno.ESTALE:  # once is no proof, see _look_again()
-                fds.clear()
-                self._open_directory(place, fds)
             yield check(fds[0], place.path)
         finally:
             if fds and fds[0] >= 0:

@@ -21,7 +21,7 @@ import memcg_oom.v1
 import memcg_oom.watches
 from memcg_oom import Degraded, Event, Monitor, UnsupportedError
 from memcg_oom._native import lib
-from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.hierarchy import Hierarchy, Place
 from memcg_oom.outbox import Outbox
 from memcg_oom.rounds import Agenda, Round
 from memcg_oom.v1 import V1Watches
@@ -34,6 +34,7 @@ from tests.fake.fake_kernel import (
     take_until_settled,
     take_while,
 )
+from tests.fake.fake_v2 import FakeV2Kernel
 from tests.support import PATIENCE, readable
 
 PACKAGE = os.path.dirname(memcg_oom.__file__)
@@ -153,6 +154,24 @@ def test_gone_ones_among_many_are_left_out(kernel: FakeKernel) -> None:
         assert [watch.cgroup for watch in watches] == [str(kernel.root / "b"), str(kernel.root / "d")]
         cgroups[3].oom()
         assert brief(monitor.wait(PATIENCE), watches[1]) == [("Oom", 1)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_who_may_be_anywhere_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    kernel = FakeKernel(tmp_path, monkeypatch) if version == 1 else FakeV2Kernel(tmp_path, monkeypatch)
+    path = kernel.make_v2().path if isinstance(kernel, FakeV2Kernel) else kernel.make().path
+    hierarchy = Hierarchy(str(path))
+    hierarchy.by_id = True  # none can be opened by its id here, which looks as when there is no memory for it
+    place = Place(None, str(path), os.stat(path).st_ino, os.stat(path / hierarchy.control_file).st_ino)
+
+    def unknown(*arguments: Any) -> None:
+        arguments[-1][0] = lib.MEMCG_UNKNOWN
+
+    replace_in_lib(monkeypatch, memcg_moved_many=unknown)
+    found = hierarchy.look([place]) if version == 1 else hierarchy.counters([place])
+    assert found[0][0] == -errno.EAGAIN
+    hierarchy.close()
+    kernel.close()
 
 
 def test_an_epoll_that_is_full_leaves_nothing(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from memcg_oom import Event, Monitor, Oom, OomKill, Removed, register
 

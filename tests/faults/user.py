@@ -21,13 +21,15 @@ import socket
 import sys
 import time
 import traceback
+import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+# ruff: noqa: E402 - first what tests/conftest.py does too
+sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(Path(__file__).parents[1])]
 
 import pytest
 
@@ -370,6 +372,17 @@ def watch_subtree(world: World) -> None:
         world.live(monitor, *cgroups)
 
 
+@on(FakeKernel, False)
+def watch_tree_by_whatever_there_is(world: World) -> None:
+    a = world.kernel.make()
+    root = world.kernel.make_root().path
+    with quick(audit=0.001) as monitor:
+        tree = world.attempt(lambda: monitor.watch_tree(root), monitor)
+        refused = world.raised is None and (world.calls_struck("fanotify_init") or world.calls_struck("fanotify_mark"))
+        assert tree.source == ("inotify" if refused else "fanotify")
+        world.live(monitor, a)
+
+
 @v1
 def watch_usage(world: World) -> None:
     a = world.kernel.make()
@@ -395,20 +408,7 @@ def watch_pressure(world: World) -> None:
         world.wait_while(monitor, lambda: not any(isinstance(event, Pressure) for event in world.events))
 
 
-@v1
-def close_watch(world: World) -> None:
-    a, b = world.kernel.make(), world.kernel.make("b")
-    with quick() as monitor:
-        watch, _ = monitor.watch_many([a.path, b.path])
-        a.listen()
-        with world.fault():
-            watch.close()
-        watch.close()
-        assert [watch.cgroup for watch in monitor.watches] == [str(b.path)]
-        world.live(monitor, b)
-
-
-@v1
+@on(FakeKernel, False)
 def close_tree(world: World) -> None:
     a, b = world.kernel.make(), world.kernel.make("b")
     with quick() as monitor:
@@ -531,6 +531,23 @@ def wait_for_victim(world: World) -> None:
         world.wait_while(monitor, lambda: not world.all_is_told())
         (kill,) = (event for event in world.events if isinstance(event, OomKill))
         assert [victim.pid for victim in kill.victims] in ([93], [])
+
+
+@on(FakeKernel, False)
+def wait_for_timer(world: World) -> None:
+    a = world.kernel.make()
+    with quick(settle=AGES) as monitor:
+        monitor.watch(a.path)
+        monitor.fileno()
+        world.oom(a, kills=0)
+        with world.fault():
+            world.wait(monitor)
+        world.kill(a)
+        world.wait_while(monitor, lambda: len(world.events) < 1)
+        while not world.all_is_told():  # nothing but the timer says that there is something to look at
+            told = monitor.wait(PATIENCE)
+            assert told
+            world.events += told
 
 
 @on(FakeKernel, False)
