@@ -52,7 +52,7 @@ from memcg_oom import (
 )
 from tests.fake.fake_kernel import AGES, FakeCgroup, FakeKernel
 from tests.fake.fake_v2 import FakeV2Cgroup, FakeV2Kernel
-from tests.support import PATIENCE
+from tests.support import PATIENCE, readable
 
 # What is said of something that is not there any more. The kernel says so of nothing that is there, but for ESTALE.
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE}
@@ -545,9 +545,8 @@ def wait_for_timer(world: World) -> None:
         world.kill(a)
         world.wait_while(monitor, lambda: len(world.events) < 1)
         while not world.all_is_told():  # nothing but the timer says that there is something to look at
-            told = monitor.wait(PATIENCE)
-            assert told
-            world.events += told
+            assert readable(monitor.fileno(), PATIENCE)
+            world.events += monitor.wait(0)
 
 
 @on(FakeKernel, False)
