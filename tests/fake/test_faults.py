@@ -161,13 +161,20 @@ def test_who_may_be_anywhere_is_not_gone(tmp_path: Path, monkeypatch: pytest.Mon
     kernel = FakeKernel(tmp_path, monkeypatch) if version == 1 else FakeV2Kernel(tmp_path, monkeypatch)
     path = kernel.make_v2().path if isinstance(kernel, FakeV2Kernel) else kernel.make().path
     hierarchy = Hierarchy(str(path))
-    hierarchy.by_id = True  # none can be opened by its id here, which looks as when there is no memory for it
+    hierarchy.by_id = True
     place = Place(None, str(path), os.stat(path).st_ino, os.stat(path / hierarchy.control_file).st_ino)
 
-    def unknown(*arguments: Any) -> None:
+    # There is no memory for its inode.
+    def look(*arguments: Any) -> None:
+        arguments[-2][0] = -errno.ESTALE
+
+    def count(*arguments: Any) -> None:
+        arguments[-1][0].oom_kill = -errno.ESTALE
+
+    def find(*arguments: Any) -> None:
         arguments[-1][0] = lib.MEMCG_UNKNOWN
 
-    replace_in_lib(monkeypatch, memcg_moved_many=unknown)
+    replace_in_lib(monkeypatch, memcg_look_many=look, memcg_count_many=count, memcg_moved_many=find)
     found = hierarchy.look([place]) if version == 1 else hierarchy.counters([place])
     assert found[0][0] == -errno.EAGAIN
     hierarchy.close()
