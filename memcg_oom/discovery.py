@@ -166,7 +166,7 @@ class Discovery:
         search = Search(self._watches.hierarchy, tree)
         try:
             how(search)
-            tree._doubted.update(search.doubted)
+            tree._doubted = dict.fromkeys(search.doubted, False) | tree._doubted
             self._take_in(search, [], created=True)
         except BaseException:
             search.undo()
@@ -222,7 +222,7 @@ class Discovery:
             changes: what else is to be committed with it.
         """
         tree = search.tree
-        tree._doubted.update(search.doubted)
+        tree._doubted = dict.fromkeys(search.doubted, False)
         self._take_in(search, [*changes, (tree, "closed", False)], created=False)
         self._incomplete |= not search.complete
         self.hear()  # the rest of what happened during the scan

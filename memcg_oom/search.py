@@ -265,10 +265,10 @@ class Search:
         return place
 
     def _is_born(self, newcomer: _Newcomer) -> bool:
-        if self._hierarchy.version == 2 and newcomer.parent is not None:
-            where = newcomer.parent.directory_id
-            if not self.tree._doubted.isdisjoint({(where, newcomer.name), (where, "")}):
-                return False  # what it has counted so far may have been told already, as nobody's
+        if newcomer.parent is not None:
+            where, doubted = newcomer.parent.directory_id, self.tree._doubted
+            if doubted.get((where, newcomer.name)) or doubted.get((where, "")):
+                return False  # or it would be told twice
         watermark = self.tree._watermark
         return newcomer.born if watermark is None else newcomer.directory_id > watermark
 

@@ -66,7 +66,8 @@ class TreeWatch:
         self._backlog: list[Change] | None = []  # changes since the scan began; None: it is over
         self._unfollowed: dict[int, Place] = {}  # directories of which nobody tells
         # Directory and name of whatever is there and could not be taken in; no name: of all that is in the directory.
-        self._doubted: set[tuple[int, str]] = set()
+        # And whether what was killed there may have been told meanwhile, as nobody's.
+        self._doubted: dict[tuple[int, str], bool] = {}
         self._left_out: set[Watch] = set()  # members that were closed each by itself, and still exist
 
     @property

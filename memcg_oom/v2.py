@@ -424,7 +424,7 @@ class V2Watches(Watches):
             if mask & DELETED:
                 doubted = [tree._doubted for tree in self.trees if (directory_id, name) in tree._doubted]
                 for known in doubted:
-                    known.discard((directory_id, name))
+                    del known[directory_id, name]
                 if (
                     (directory_id, name) in fresh
                     or mask & CREATED
@@ -702,6 +702,9 @@ class V2Watches(Watches):
         events: list[Event] = []
         entry = Entry(self._ledger)
         if (kills or ooms) and ancestor is not None:
+            if strangers:
+                for tree in self.trees:
+                    tree._doubted = dict.fromkeys(tree._doubted, True)
             entry.add(ancestor, kills, ooms)
             changes += self._attribute(
                 ancestor, group, kills, ooms, strangers=strangers, time_ns=time_ns, events=events

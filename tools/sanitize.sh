@@ -56,7 +56,10 @@ echo "-- the tests under ASan and UBSan"
 # programs of others, those that count system calls and memory, in which the sanitizers have their part, and those that
 # interrupt the same Python code thousands of times. So does test_no_memory.py, which has Python's allocator fail: that
 # is not the C core's, and its calls are made by all other tests.
-CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" .
+# Built from a copy: somebody may be building here meanwhile.
+mkdir "$work/source"
+cp -r csrc memcg_oom setup.py pyproject.toml README.md LICENSE* "$work/source"
+CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" "$work/source"
 nm -D "$work"/package/memcg_oom/_native*.so | grep -q __asan
 sanitized() {
 	PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \

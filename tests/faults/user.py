@@ -300,9 +300,11 @@ def brought(monitor: Monitor | None) -> int:
     """How many a monitor has that come with its first watch and stay for the next, whatever becomes of that."""
     if monitor is None or monitor.closed:
         return 0
-    hierarchy = monitor._watches.hierarchy
-    of_hierarchy = [] if hierarchy is None else hierarchy._door + hierarchy._spare
-    return len(of_hierarchy + monitor._audit._fds + monitor._stalls._eventfds)
+    fds = list(monitor._stalls._eventfds)
+    for owner in (monitor._watches.hierarchy, monitor._audit):
+        if owner is not None:
+            owner.hand_over(fds)  # nothing of it is committed
+    return len(fds)
 
 
 def quick(**how: Any) -> Monitor:
