@@ -42,7 +42,8 @@ class Entry:
 
 def nearest(node: Node) -> Node | None:
     """The nearest cgroup above that is there and has an account, or None."""
-    return next((one for one in node.line() if one is not node and not one.state and one.accounted is not None), None)
+    above = [one for one in node.line() if one is not node and not one.state and one.accounted is not None]
+    return above[0] if above else None
 
 
 def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:

@@ -163,7 +163,7 @@ class V2Watches(Watches):
         """Has the inotify watches stand that may have been let go of, by somebody else, since they were made."""
         assert self.hierarchy is not None
         inotify = self.hierarchy.inotify
-        if inotify is None or all(one.removals == inotify.removals for one in registrations):
+        if inotify is None or not [one for one in registrations if one.removals != inotify.removals]:
             return
         for one in found:
             if one.descriptor >= 0:
@@ -301,11 +301,11 @@ class V2Watches(Watches):
     def follows(self, directory_id: int) -> bool:
         """Whether a directory has to be followed for the sake of a watch in it."""
         node = self.nodes.get(directory_id)
-        return node is not None and any(
-            watch._tree is None or watch._place.directory_id == watch._tree._place.directory_id
-            for child in node.children.values()
-            for watch in child.watches
-        )
+        watches = [] if node is None else [watch for child in node.children.values() for watch in child.watches]
+        alone = [
+            one for one in watches if one._tree is None or one._place.directory_id == one._tree._place.directory_id
+        ]
+        return bool(alone)
 
     def _follow_control(self, node: Node) -> None:
         if node.control < 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
@@ -335,7 +335,7 @@ class V2Watches(Watches):
         self._unfollow(node, "control")
         inotify = self.hierarchy.inotify if self.hierarchy is not None else None
         directory_id = node.place.directory_id
-        if inotify is not None and not any(tree.member(directory_id) for tree in self.trees):
+        if inotify is not None and not [tree for tree in self.trees if tree.member(directory_id)]:
             inotify.unfollow(directory_id)
         parent, name = node.parent, os.path.basename(node.place.path)
         if parent is not None:

@@ -219,6 +219,7 @@ class FakeCgroup:
         self.kernel = kernel
         self.kills = kills
         self.ooms = 0  # on v2, where they are counted and not signalled
+        self._below = [0, 0]  # on v2, the OOMs and kills in what is and was in it
         self.killer_off = self.under_oom = False
         self.gone = False
         self._eventfds: list[int] = []
@@ -235,8 +236,15 @@ class FakeCgroup:
             text = f"oom_kill_disable {self.killer_off:d}\nunder_oom {self.under_oom:d}\noom_kill {self.kills}\n"
             self._write("memory.oom_control", text)
         else:
-            for name in ("memory.events", "memory.events.local"):
-                self._write(name, f"low 0\nhigh 0\nmax 0\noom {self.ooms}\noom_kill {self.kills}\n")
+            self._write("memory.events.local", f"oom {self.ooms}\noom_kill {self.kills}\n")
+            self._write("memory.events", f"oom {self.ooms + self._below[0]}\noom_kill {self.kills + self._below[1]}\n")
+
+    def _count_above(self, ooms: int, kills: int) -> None:
+        """On v2 whatever is counted is counted in all that it is in."""
+        for one in self.kernel.cgroups if self.kernel.version == 2 else ():
+            if one.path in self.path.parents:
+                one._below = [one._below[0] + ooms, one._below[1] + kills]
+                one._write_control()
 
     def _write(self, name: str, text: str) -> None:
         """In place and with one write, so that the file stays the same one and is never seen half written."""
@@ -273,6 +281,7 @@ class FakeCgroup:
         """Signals that many OOMs to everybody who is registered; on v2, counts them."""
         if self.kernel.version == 2:
             self.ooms += count
+            self._count_above(count, 0)
             self._write_control()
             return
         assert self.listen(), "nobody is registered"
@@ -298,6 +307,7 @@ class FakeCgroup:
     def count_kill(self, count: int = 1) -> None:
         """Moves its own counter alone: the host's has moved before."""
         self.kills += count
+        self._count_above(0, count)
         self._write_control()
 
     def sleep(self, under_oom: bool, *, killer_off: bool) -> None:
