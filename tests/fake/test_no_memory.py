@@ -902,7 +902,7 @@ def fds() -> int:
 
 # They were just opened; they are closed all the same.
 @pytest.mark.filterwarnings("ignore:unclosed scandir iterator", "ignore:unclosed file")
-@pytest.mark.parametrize("scenario", SCENARIOS + OF_V2, ids=lambda scenario: scenario.__name__.replace("_", " "))
+@pytest.mark.parametrize("scenario", SCENARIOS + OF_V2, ids=lambda scenario: scenario.__name__)
 def test_each_allocation_fails_once(
     kernel: FakeKernel,
     monkeypatch: pytest.MonkeyPatch,
