@@ -196,7 +196,7 @@ class Audit:
     def _balance(self, now: int) -> None:
         """After a sweep."""
         missing = self._ledger.proven(self._host)
-        if self._complete:
+        if self._complete and not self._watches.is_parting:
             # It may have been called for before a settle period was over: then the first suspicion stands.
             is_ripe = not self._suspected or self._began >= self._ripe
             if self._suspected and is_ripe and (suspects := self._ledger.proven(self._suspected)):
@@ -218,7 +218,7 @@ class Audit:
         if self._watches.covering is not None:
             victims, told = self._victims.nobodys(count)
             events.append(Unattributed(time_ns=time.time_ns(), count=count, victims=victims))
-            changes += told
+            changes += told + self._watches.told_as_nobodys(count)
         else:
             changes += self._victims.settled()
         commit(changes + self._watches.tell(events))

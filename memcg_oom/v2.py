@@ -78,6 +78,7 @@ class V2Watches(Watches):
         self._touched: dict[Node, int] = {}  # noisy ones in the news, and when they are to be looked at
         self._leaving: dict[Node, int] = {}  # gone, or off, and not told yet; when that was found
         self._strangers: set[Node] = set()  # in which somebody came and went unseen
+        self._prepaid = 0  # kills that the ledger has told as nobody's, before they were found missing in an account
         self._next = 0
         self._step = 0
         self._host = -1
@@ -679,13 +680,21 @@ class V2Watches(Watches):
             for one in [one for one in sums if one is not None and sums[one] is None]:
                 self._urgent.update((node, None) for node in (one, *one.children.values()) if node.watches)
         if min(self._leaving.values(), default=0) + self._settle < time.monotonic_ns():
-            # So much is going on that nobody can tell what is whose: it is told as nobody's, or stays unresolved.
-            for ancestor, group in groups.items():
-                known = None if sums[ancestor] is None else ancestor
-                self._farewell(known, group, *(sums[ancestor] or (0, 0)), strangers=True)
-            self._strangers -= strangers
-        else:
-            self._next = time.monotonic_ns() + GAPS[-1]
+            # So much is going on that nobody can tell what is whose. What only a cgroup above has counted is told as
+            # nobody's, once its account stands still.
+            self._strangers.update(one for one in groups if one is not None)
+            for group in groups.values():
+                self._farewell(None, group, 0, 0, strangers=True)
+        self._next = time.monotonic_ns() + GAPS[-1]
+
+    @property
+    def is_parting(self) -> bool:
+        """As Watches."""
+        return bool(self._leaving or self._strangers)
+
+    def told_as_nobodys(self, count: int) -> list[Change]:
+        """As Watches."""
+        return [(self, "_prepaid", self._prepaid + count)]
 
     def _farewell(self, ancestor: Node | None, group: list[Node], kills: int, ooms: int, *, strangers: bool) -> None:
         """Tells the end of some that went from below one cgroup, with what of theirs nobody was told of yet.
@@ -702,13 +711,16 @@ class V2Watches(Watches):
         events: list[Event] = []
         entry = Entry(self._ledger)
         if (kills or ooms) and ancestor is not None:
+            prepaid = min(kills, self._prepaid)
+            strangers = strangers or prepaid > 0
             if strangers:
                 for tree in self.trees:
                     tree._doubted = dict.fromkeys(tree._doubted, True)
-            entry.add(ancestor, kills, ooms)
+            entry.add(ancestor, kills, ooms, prepaid)
             changes += self._attribute(
-                ancestor, group, kills, ooms, strangers=strangers, time_ns=time_ns, events=events
+                ancestor, group, kills - prepaid, ooms, strangers=strangers, time_ns=time_ns, events=events
             )
+            changes.append((self, "_prepaid", self._prepaid - prepaid))
         # A cgroup goes after those that were in it.
         for node in sorted(group, key=lambda node: -node.place.path.count("/")):
             if node.state == SWITCHED_OFF:

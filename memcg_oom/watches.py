@@ -130,3 +130,12 @@ class Watches:
 
     def part(self) -> None:
         """Tells of those that are gone, where due() has not."""
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether part() has not come to its end: it may yet tell of kills that the ledger misses."""
+        return False
+
+    def told_as_nobodys(self, count: int) -> list[Change]:
+        """The changes after the ledger has told so many kills as nobody's."""
+        return []

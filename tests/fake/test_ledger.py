@@ -53,12 +53,17 @@ class World:
         self.by_key: dict[int, int] = {i: i for i in range(cgroups)}
         self.polled: dict[int, int] = {}
         self.covering: object = self
+        self.is_parting = False  # here nothing parts
         self.needs_audit = False
         self.complete = True
         self.events: list[Event] = []
         self.sweeps: list[list[int]] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.cost = 0  # nanoseconds for a look
+
+    def told_as_nobodys(self, _count: int) -> list[Any]:
+        """As v1 has it."""
+        return []
 
     def begin_kill(self, cgroup: int | None) -> None:
         self.host += 1
