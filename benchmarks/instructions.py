@@ -158,12 +158,14 @@ def check(counts: Counts, stored: dict[str, Counts]) -> None:
     too_many = []
     print(f"\nhere: {here}")
     for what, reference in REFERENCES.items():
-        if here in stored:
+        if what in stored.get(here, {}):
             change, tolerance = counts[what] / stored[here][what], TOLERANCE
             against = "what is stored"
         else:
             # What the interpreter takes for the same differs by half from one to the next; C is C.
-            known = [one for key, one in stored.items() if what.endswith(CORE) or key.startswith(SERIES)]
+            known = [
+                one for key, one in stored.items() if what in one and (what.endswith(CORE) or key.startswith(SERIES))
+            ]
             if not known:
                 print(f"{what:<40}  not compared: nothing is stored for {SERIES}x")
                 continue
