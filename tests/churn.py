@@ -20,7 +20,7 @@ from tests.support import PATIENCE, Reader, make, start_python
 
 WORKERS = 4
 # The share of kills that may be unattributed; on an emulated processor all take longer than a cgroup lives.
-MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.01"))
+MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.05"))
 
 
 def churn(top: str, hog: str, seed: str) -> None:

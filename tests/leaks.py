@@ -39,7 +39,7 @@ from memcg_oom.record import Record
 from memcg_oom.stalls import HOST
 
 CYCLES = 25
-ROUNDS = 5  # what grows in each of them leaks; caches fill up in one or two
+ROUNDS = 20  # what grows in each of them leaks; caches fill up in one or two, and the kernel's signals come late
 ALLOWED = 8  # bytes a cycle: no object takes so few
 
 Call = Callable[[], object]

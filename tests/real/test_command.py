@@ -407,8 +407,8 @@ def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg1:
     control_file = cgroup / "memory.oom_control"
     try:
         with started("listen", control_file, "dummy") as process:
-            # There is no first line to wait for: the registration shows as the only eventfd of the process.
-            eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+            # There is no first line to wait for.
+            eventually(lambda: _is_listening(process.pid))
             for _ in range(3):
                 run_hog(hog, cgroup)
             ooms = independent.read()
@@ -420,6 +420,12 @@ def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg1:
     assert lines[:-1] == [f"{control_file} dummy: crossed"] * ooms
     assert lines[-1] == "The cgroup seems to have removed."
     assert (process.returncode, err) == (0, "")
+
+
+def _is_listening(pid: int) -> bool:
+    """Whether it has its eventfd, and sleeps, as it does for it: while the kernel registers, it is not to be woken."""
+    has_eventfd = any("eventfd" in entry for entry in _files(pid))
+    return has_eventfd and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def _files(pid: int) -> list[str]:
@@ -435,7 +441,7 @@ def test_listen_takes_a_threshold(memcg1: Path, hog: str) -> None:
     control_file = cgroup / "memory.usage_in_bytes"
     with started("listen", control_file, "2M") as process:
         assert process.stdout is not None
-        eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+        eventually(lambda: _is_listening(process.pid))
         run_hog(hog, cgroup, 64 << 20)
         assert process.stdout.readline() == f"{control_file} 2M: crossed\n"
 
@@ -448,7 +454,7 @@ def test_listen_is_what_cgroup_event_listener_is(memcg1: Path, hog: str, file: s
     if not control_file.exists():
         pytest.skip("this kernel does not account for swap")
     with started("listen", control_file, "5M") as process, Dial(hog, cgroup) as dial:
-        eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+        eventually(lambda: _is_listening(process.pid))
         independent = Independent(cgroup, file, "5M")
         for size in (16 << 20, 1 << 20) * 3:
             dial.set(size)
@@ -466,7 +472,7 @@ def test_listen_tells_of_pressure(memcg1: Path, hog: str) -> None:
     cgroup = make(memcg1 / "A", "8M")
     with started("listen", cgroup / "memory.pressure_level", "low,hierarchy") as process:
         assert process.stdout is not None
-        eventually(lambda: any("eventfd" in entry for entry in _files(process.pid)))
+        eventually(lambda: _is_listening(process.pid))
         run_hog(hog, cgroup, 64 << 20)
         assert process.stdout.readline() == f"{cgroup}/memory.pressure_level low,hierarchy: crossed\n"
 
@@ -578,7 +584,7 @@ def test_the_program_in_the_readme_prints_what_the_readme_says(memcg1: Path, hog
     assert printed is not None
     here = str(memcg1)
     make_it, _, break_it = shell[1].replace("/sys/fs/cgroup/memory", here).partition("\n")
-    if MISSED > 0.01:
+    if MISSED > 0.1:
         break_it = break_it.replace("; rmdir", "; sleep 1; rmdir")  # a removal at once may beat the look there
     subprocess.run(["sh", "-c", make_it], check=True)
     process = subprocess.Popen(
