@@ -56,9 +56,8 @@ class Signalled(AnyWatch):
     __slots__ = ("_trouble",)
 
     def __init__(self, monitor: Monitor, place: Place, key: int, trouble: Trouble) -> None:
-        AnyWatch.__init__(
-            self, monitor, place
-        )  # not super(), which takes longer: of watches thousands are made at once
+        # Not super(), which takes longer: of watches thousands are made at once.
+        AnyWatch.__init__(self, monitor, place)
         self._key = key  # its low half is the eventfd, and it is of the epoll set; on v2 the inotify watch
         self._trouble = trouble
 

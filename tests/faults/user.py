@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # ruff: noqa: E402 - first what tests/conftest.py does too
 sys.modules.setdefault("tests", types.ModuleType("tests")).__path__ = [str(Path(__file__).parents[1])]
@@ -85,6 +85,9 @@ class Faults:
 
     def handles_below(self, directory: Path | None) -> None:
         self._lib.fault_handles_below(None if directory is None else os.fsencode(directory))
+
+
+_Cgroup = TypeVar("_Cgroup", FakeCgroup, FakeV2Cgroup)
 
 
 class World:
@@ -233,30 +236,33 @@ class World:
 
     def live(self, monitor: Monitor, *cgroups: FakeCgroup) -> None:
         """Each cgroup goes on until it is gone, and all of it is told."""
-        self.wait(monitor)
-        self.wait_while(monitor, lambda: not self.all_is_told())
-        self.wait_while(monitor, lambda: not self.all_are_held(monitor, cgroups))
-        for cgroup in cgroups:
-            assert not self.removed(cgroup)
-            self.oom(cgroup)
-        self.wait_while(monitor, lambda: not self.all_is_told())
-        for cgroup in reversed(cgroups):
+
+        def go(cgroup: FakeCgroup) -> None:
             cgroup.rmdir()
             cgroup.removal_signal()
-        self.wait_while(monitor, lambda: not all(map(self.removed, cgroups)))
-        assert self.all_is_told()
+
+        self._live(monitor, cgroups, self.oom, go)
 
     def live_v2(self, monitor: Monitor, *cgroups: FakeV2Cgroup) -> None:
         """The same on version 2."""
+        self._live(monitor, cgroups, self.count, FakeV2Cgroup.rmdir)
+
+    def _live(
+        self,
+        monitor: Monitor,
+        cgroups: tuple[_Cgroup, ...],
+        run_out: Callable[[_Cgroup], None],
+        go: Callable[[_Cgroup], None],
+    ) -> None:
         self.wait(monitor)
         self.wait_while(monitor, lambda: not self.all_is_told())
         self.wait_while(monitor, lambda: not self.all_are_held(monitor, cgroups))
         for cgroup in cgroups:
             assert not self.removed(cgroup)
-            self.count(cgroup)
+            run_out(cgroup)
         self.wait_while(monitor, lambda: not self.all_is_told())
         for cgroup in reversed(cgroups):
-            cgroup.rmdir()
+            go(cgroup)
         self.wait_while(monitor, lambda: not all(map(self.removed, cgroups)))
         assert self.all_is_told()
 
