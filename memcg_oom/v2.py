@@ -78,6 +78,7 @@ class V2Watches(Watches):
         self._touched: dict[Node, int] = {}  # noisy ones in the news, and when they are to be looked at
         self._leaving: dict[Node, int] = {}  # gone, or off, and not told yet; when that was found
         self._strangers: set[Node] = set()  # in which somebody came and went unseen
+        self._unsettled: set[Node] = set()  # whose account did not stand still: what it misses is nobody's, later
         self._prepaid = 0  # kills that the ledger has told as nobody's, before they were found missing in an account
         self._next = 0
         self._step = 0
@@ -331,6 +332,7 @@ class V2Watches(Watches):
         for known in (self._settling, self._urgent, self._touched):
             known.pop(node, None)
         self._strangers.discard(node)
+        self._unsettled.discard(node)
         if node.children:
             return
         self._unfollow(node, "control")
@@ -664,7 +666,7 @@ class V2Watches(Watches):
             for node in self._leaving:
                 groups.setdefault(nearest(node), []).append(node)
             doubted = {one for tree in self.trees for one, _ in tree._doubted}
-            strangers = self._strangers | {self.nodes[one] for one in doubted if one in self.nodes}
+            strangers = self._strangers | self._unsettled | {self.nodes[one] for one in doubted if one in self.nodes}
             doubtful = {node if node.accounted is not None and not node.state else nearest(node) for node in strangers}
             for ancestor in doubtful:
                 groups.setdefault(ancestor, [])
@@ -675,16 +677,18 @@ class V2Watches(Watches):
                 for ancestor, group in groups.items():
                     self._farewell(ancestor, group, *(sums[ancestor] or (0, 0)), strangers=ancestor in doubtful)
                 self._strangers -= strangers
+                self._unsettled -= strangers
                 return
             # Whoever could not be read is gone as well, perhaps.
             for one in [one for one in sums if one is not None and sums[one] is None]:
                 self._urgent.update((node, None) for node in (one, *one.children.values()) if node.watches)
         if min(self._leaving.values(), default=0) + self._settle < time.monotonic_ns():
-            # So much is going on that nobody can tell what is whose. What only a cgroup above has counted is told as
-            # nobody's, once its account stands still.
-            self._strangers.update(one for one in groups if one is not None)
+            # So much is going on that nobody can tell what is whose, or an account cannot be had. What only a cgroup
+            # above has counted is told as nobody's: by the ledger, or when somebody goes and the account stands still.
+            self._unsettled.update(one for one in groups if one is not None)
             for group in groups.values():
                 self._farewell(None, group, 0, 0, strangers=True)
+            self._strangers -= strangers
         self._next = time.monotonic_ns() + GAPS[-1]
 
     @property
@@ -804,6 +808,7 @@ class V2Watches(Watches):
         if not node.state:
             return
         self._strangers.discard(node)
+        self._unsettled.discard(node)
         for watch in list(node.watches):
             self.let_go(watch)
             self.forget(watch)
