@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import contextmanager, suppress
 
+from memcg_oom.commit import close_all
 from memcg_oom.errors import NotACgroupError, UnsupportedError, off_error
 from memcg_oom.mounts import memory_cgroup_of, mount_of
 from memcg_oom.paths import absolute
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # Seconds that killed processes may take to exit; those that hold much memory take a while.
 _EXIT = 10.0
+
+# Processes that are held by descriptors at the same time.
+_AT_ONCE = 256
 
 # What v1 and v2 call the same thing.
 _FILES = {
@@ -327,7 +331,7 @@ class Cgroup:
 
         No other process is hit, even when the pid is used anew in between: see kill().
         """
-        return any(cgroup._kill(process) for cgroup, process in self._all_processes() if process[0] == pid)
+        return any(cgroup._kill([process], set()) for cgroup, process in self._all_processes() if process[0] == pid)
 
     def _all_processes(self) -> list[tuple[Cgroup, tuple[int, int]]]:
         """Those in it and below it, each with the cgroup that it is in."""
@@ -355,15 +359,15 @@ class Cgroup:
         deadline = time.monotonic() + _EXIT
         seen: set[tuple[int, int]] = set()
         signalled = self._kill_at_once(seen)
-        # Until all are gone: who was in the middle of fork(2) when SIGKILL came has a child that is not listed yet.
-        while processes := self._processes():
-            for process in processes:
-                if process not in seen:
-                    seen.add(process)
-                    signalled += self._kill(process)
+        # Until nobody is listed: who was in the middle of fork(2) when SIGKILL came has a child that is not listed yet,
+        # and who has exited since may have passed on to another.
+        while pids := self.pids():
+            new = [process for process in _started(pids) if process not in seen]
+            for start in range(0, len(new), _AT_ONCE):
+                signalled += self._kill(new[start : start + _AT_ONCE], seen)
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    errno.ETIMEDOUT, f"{len(processes)} processes do not exit after SIGKILL", self._file("cgroup.procs")
+                    errno.ETIMEDOUT, f"{len(pids)} processes do not exit after SIGKILL", self._file("cgroup.procs")
                 )
             time.sleep(0.001)
         return signalled
@@ -382,33 +386,41 @@ class Cgroup:
         seen.update(processes)
         return len(processes)
 
-    def _kill(self, process: tuple[int, int]) -> bool:
+    def _kill(self, processes: list[tuple[int, int]], seen: set[tuple[int, int]]) -> int:
+        """Kills those of them that are still in it, and notes whom it has dealt with; returns how many it signalled.
+
+        Once all are held the cgroup is listed once more for all of them: to list it for each would take so long that
+        processes which fork get ahead.
+        """
         import signal  # noqa: PLC0415 - brings enum along, which is a third of what this package costs to import
 
+        pidfds: list[int] = []
+        held = []
+        signalled = 0
         try:
-            pidfd = os.pidfd_open(process[0])
-        except ProcessLookupError:
-            return False  # it has exited by itself
-        try:
-            if process not in self._processes():
-                return False
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return False
+            for process in processes:
+                try:
+                    pidfds.extend(map(os.pidfd_open, (process[0],)))
+                    held.append(process)
+                except ProcessLookupError:
+                    pass  # it has exited by itself
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE) and pidfds:
+                        break  # the others are for the next time
+                    raise
+                seen.add(process)
+            still = set(self._processes())
+            for process, pidfd in zip(held, pidfds, strict=True):
+                if process in still:
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        signalled += 1
         finally:
-            os.close(pidfd)
-        return True
+            close_all(pidfds)
+        return signalled
 
     def _processes(self) -> list[tuple[int, int]]:
-        """Each process with its start time (proc_pid_stat(5)): a pid alone may have been somebody else's before."""
-        found = []
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/stat", "rb") as file:
-                    found.append((pid, int(file.read().rpartition(b")")[2].split()[19])))
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has exited since it was listed
-        return found
+        return _started(self.pids())
 
     def _file(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -448,6 +460,18 @@ class Cgroup:
 
     def __repr__(self) -> str:
         return f"Cgroup({self.path!r})"
+
+
+def _started(pids: list[int]) -> list[tuple[int, int]]:
+    """Each process with its start time (proc_pid_stat(5)): a pid alone may have been somebody else's before."""
+    found = []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                found.append((pid, int(file.read().rpartition(b")")[2].split()[19])))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has exited since it was listed
+    return found
 
 
 def _write(path: str, value: str) -> None:

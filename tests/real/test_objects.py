@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import itertools
 import math
 import mmap
 import os
@@ -566,6 +567,49 @@ def test_kill_counts_whom_it_signalled(
     assert cgroup.kill() == 1
     os.waitid(os.P_PID, stays, os.WEXITED | os.WNOWAIT)
     assert sorted(Cgroup(memcg1).pids()) == sorted([gone, moved])
+
+
+def test_kill_with_few_descriptors(
+    memcg1: Path, sleepers: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that cannot be held at once are killed one after the other; where none can be held, it raises."""
+    cgroup = Cgroup.create(memcg1 / "web")
+    pids = [sleepers(memcg1 / "web") for _ in range(5)]
+    before = fds()
+    really, room = os.pidfd_open, 0
+
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        if len(fds()) - len(before) >= room:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(pid, flags)
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    with pytest.raises(OSError, match="Too many open files"):
+        cgroup.kill()
+    assert sorted(cgroup.pids()) == sorted(pids)
+    room = 2
+    assert cgroup.kill() == 5
+    assert fds() == before
+    assert cgroup.pids() == []
+
+
+def test_kill_goes_on_where_all_that_were_listed_have_exited(
+    memcg1: Path, sleepers: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that forks and exits is gone before it is looked at, and another is there in its place."""
+    cgroup = Cgroup.create(memcg1 / "web")
+    sleepers(memcg1 / "web")
+    really, looks = builtins.open, itertools.count()
+
+    def exited(file: str, *arguments: Any) -> Any:
+        if str(file).endswith("/stat") and next(looks) == 0:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return really(file, *arguments)
+
+    monkeypatch.setattr(builtins, "open", exited)
+    assert cgroup.kill() == 1
+    monkeypatch.undo()
+    assert cgroup.pids() == []
 
 
 # Processes that fork as fast as they can; their zombies are nobody's, and the last line says how it ended.
