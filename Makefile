@@ -25,7 +25,7 @@ FUZZ_ARGS ?=
 # How long `make soak` takes, both sources together.
 SOAK_SECONDS ?= 1800
 
-.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz faults lint sanitize wheel clean
+.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz faults docs manual lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
@@ -38,6 +38,8 @@ help:
 	@echo "make races     RACES=10000 times a kill and the removal of its cgroup at once, with figures (root)"
 	@echo "make fuzz      the parsers and the model of a kernel, other inputs each time (FUZZ_SECONDS=600, FUZZ_ARGS=\"model\" picks)"
 	@echo "make faults    each system call made to fail once, in each place, with each errno; writes docs/faults.md"
+	@echo "make docs      the site, in .cache/site, and a look at each page in a browser (chromium)"
+	@echo "make manual    what is drawn and derived: diagrams of docs/, the manual page and completions of share/"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer, clang-tidy"
 	@echo "make sanitize  the tests under ASan and UBSan, the C core under TSan and valgrind too"
 	@echo "make wheel     dist/: the wheel and the sdist"
@@ -71,6 +73,16 @@ fuzz: $(VENV)/ready
 
 faults: $(VENV)/ready
 	@MEMCG_OOM_WRITE_FAULTS=1 $(BIN)/python -m pytest -q tests/fake/test_system_calls_fail.py tests/real/test_injected.py
+
+docs: $(VENV)/ready
+	@$(BIN)/pip install --quiet --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@$(BIN)/python -m tools.browse_site .cache/site
+
+manual: $(VENV)/ready
+	@$(BIN)/pip install --quiet --group docs
+	@$(BIN)/python -m tools.make_manual
+	@$(BIN)/python -m tools.draw_timing
 
 lint: $(VENV)/ready
 	@command -v clang-tidy >/dev/null || { echo "missing: apt-get install clang-tidy" >&2; exit 1; }

@@ -29,6 +29,7 @@ TESTS = {
     ),
     "v2": (
         "churn",
+        "hostile",
         "idle",
         "oom_handler",
         "stall",
