@@ -81,7 +81,7 @@ struct memcg_signal {
 /* What one memcg_wait() drained. The caller sets `count` to 0 when it has taken everything. */
 struct memcg_batch {
     int64_t count;
-    int64_t unread;  /* how many descriptors with MEMCG_UNREAD in their keys are ready */
+    int64_t unread;  /* how many more were ready: those with MEMCG_UNREAD in their keys, and what could not be read */
     int64_t time_ns; /* CLOCK_MONOTONIC when the wait was over: all that was ready then was read, up to MEMCG_BATCH */
     struct memcg_signal signals[MEMCG_BATCH];
 };

@@ -51,6 +51,8 @@ int memcg_wait(int epoll_fd, int timeout_ms, struct memcg_batch *batch)
         /* eventfds and timerfds alike hold one 64-bit count. EAGAIN: a timer that was armed anew meanwhile. */
         if (read(key_to_fd(signal->key), &signal->count, sizeof(signal->count)) == sizeof(signal->count))
             batch->count++;
+        else
+            batch->unread++;
     }
     return (int)batch->count;
 }

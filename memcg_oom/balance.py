@@ -23,7 +23,19 @@ class Entry:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._kills = 0
-        self._accounted: dict[Node, tuple[int, int]] = {}
+        self._opened: dict[Node, tuple[int, int]] = {}
+        self._added: dict[Node, tuple[int, int]] = {}
+
+    def open(self, node: Node, kills: int, ooms: int) -> None:
+        """Begins the account of a cgroup: so many of its own are told; those below it that this entry adds count too.
+
+        Before its own are added: they are in these numbers.
+        """
+        self._opened[node] = kills, ooms
+
+    def has_account(self, node: Node) -> bool:
+        """Whether somebody keeps the account of a cgroup, once the changes are made."""
+        return node.accounted is not None or node in self._opened
 
     def add(self, node: Node, kills: int, ooms: int, settled: int = 0) -> None:
         """So many of this cgroup are accounted for; of how many of these the host's ledger knows already."""
@@ -31,12 +43,18 @@ class Entry:
             return
         self._kills += kills - settled
         for one in node.line():
-            if (before := self._accounted.get(one, one.accounted)) is not None:
-                self._accounted[one] = (before[0] + kills, before[1] + ooms)
+            if one is not node or node not in self._opened:
+                before = self._added.get(one, (0, 0))
+                self._added[one] = (before[0] + kills, before[1] + ooms)
 
     def changes(self) -> list[Change]:
         """The changes by which they are."""
-        changes: list[Change] = [(node, "accounted", counts) for node, counts in self._accounted.items()]
+        changes: list[Change] = []
+        # Those that are opened after what is below them was added are in both.
+        for node in {**self._opened, **self._added}:
+            before, more = self._opened.get(node, node.accounted), self._added.get(node, (0, 0))
+            if before is not None:
+                changes.append((node, "accounted", (before[0] + more[0], before[1] + more[1])))
         return changes + (self._ledger.settle(self._kills) if self._kills else [])
 
 

@@ -134,6 +134,16 @@ class Complaints:
             "watch the tree of the hierarchy's root, which the host's counter accounts for, or remount it without",
         )
 
+    def restless(self, events: list[Event]) -> list[Change]:
+        """A cgroup whose account could not be opened yet, because something is counted in it all the time."""
+        return self._once(
+            "restless",
+            events,
+            "something is counted in a cgroup all the time, so that it is not known yet what was counted before",
+            "until it is, a kill right before its cgroup, in there, is removed may not be told",
+            "see in memory.events who runs out of memory there without end: tasks that cannot be killed, perhaps",
+        )
+
     @staticmethod
     def no_stalls(cgroup: str, events: list[Event]) -> None:
         """A trigger that the kernel has taken away, while its cgroup is still there; told for each one."""

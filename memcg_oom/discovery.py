@@ -229,6 +229,17 @@ class Discovery:
         backlog, tree._backlog = tree._backlog or [], None
         self._incomplete |= not self._search(tree, lambda search: search.changed(backlog))
         tree._watermark = max(tree._members, default=0)
+        # Meanwhile another tree may have ended that had the same directories followed.
+        unfollowed = {
+            directory_id: watch._place
+            for directory_id, watch in tree._members.items()
+            if not tree._source.follows(directory_id)
+        }
+        tree._unfollowed |= unfollowed
+        if unfollowed:
+            self._incomplete |= not self._search(tree, Search.unfollowed_again)
+        if self._incomplete:
+            self._rescan()  # there may never be an audit
         self.discover()
 
     def end(self, tree: TreeWatch) -> None:

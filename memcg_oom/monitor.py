@@ -59,12 +59,17 @@ if TYPE_CHECKING:
     from memcg_oom.watch import AnyWatch
 
     _Alarm = TypeVar("_Alarm", bound=Alarm)
+    _Begun = TypeVar("_Begun")
 
 _SIGNAL = struct.Struct("=QQ")  # struct memcg_signal
 _LONGEST = 2**31 - 1  # milliseconds that epoll_wait(2) takes at once
 _FOR_EVER = 2.0**61  # nanoseconds: 73 years, and two of them still fit what the kernel takes
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+class _OvertakenError(Exception):
+    """What was begun was begun for nothing: another thread was first."""
 
 
 class Monitor:
@@ -212,6 +217,9 @@ class Monitor:
         """
         paths = [absolute(cgroup) for cgroup in cgroups]
         kinds = _optional(also)
+        return self._once_more(lambda: self._watch_many(paths, kinds, skip_gone))
+
+    def _watch_many(self, paths: list[str], kinds: frozenset[type[Event]], skip_gone: bool) -> list[Watch]:
         hierarchy, opened = self._hierarchy(paths, skip_gone)
         if hierarchy is None:
             return []  # nothing given, or all of them gone
@@ -222,15 +230,14 @@ class Monitor:
             registrations = Registrations(hierarchy, paths, inotify=hierarchy.inotify)
             found = [one.found(place) for one, place in registered(hierarchy, registrations, skip_gone)]
             with self._leaving, self._lock:
-                self._begin(opened)
+                self._begin(hierarchy, opened)
                 self._hear_log()
                 watches = self._watches.watch(self, found, [registrations], also=kinds)
-                self._arm()
+                self._call()
         except BaseException:
             for watch in watches:
                 self._unwatch(watch)
-            if registrations is not None:
-                registrations.undo()
+            self._undo(registrations)
             raise
         finally:
             if opened is not None and opened is not self._watches.hierarchy:
@@ -261,6 +268,9 @@ class Monitor:
         path = absolute(root)
         check_kind(source)
         kinds = _optional(also)
+        return self._once_more(lambda: self._watch_tree(path, source, kinds))
+
+    def _watch_tree(self, path: str, source: str | None, kinds: frozenset[type[Event]]) -> TreeWatch:
         hierarchy, opened = self._hierarchy([path], skip_gone=False)
         assert hierarchy is not None  # what does not exist was an error
         tree: TreeWatch | None = None
@@ -269,7 +279,7 @@ class Monitor:
             _check_has(hierarchy, kinds)
             place = hierarchy.find(path)
             with self._leaving, self._lock:
-                self._begin(opened)
+                self._begin(hierarchy, opened)
                 tree = TreeWatch(self, place, self._discovery.open_source(source), kinds)
                 self._discovery.begin(tree)
             search = Search(hierarchy, tree)
@@ -282,10 +292,9 @@ class Monitor:
                     # What the log has said so far is not the tree's business.
                     self._hear_log()
                     self._audit.cover()
-                self._arm()
+                self._call()
         except BaseException as error:
-            if search is not None:
-                search.undo()
+            self._undo(search)
             if tree is not None:
                 self._unwatch_tree(tree)
             else:
@@ -316,8 +325,27 @@ class Monitor:
         opened = _open_hierarchy(paths, skip_gone)
         return opened, opened
 
-    def _begin(self, opened: Hierarchy | None) -> None:
-        """What the first watch brings along; the lock is held."""
+    def _undo(self, begun: Registrations | Search | None) -> None:
+        """Lets go of what was registered and is not watched."""
+        if begun is not None:
+            # With the lock held: else another thread might take what it has just found to be nobody's.
+            with self._leaving, self._lock:
+                begun.undo()
+
+    @staticmethod
+    def _once_more(begin: Callable[[], _Begun]) -> _Begun:
+        try:
+            return begin()
+        except _OvertakenError:
+            return begin()  # with the hierarchy that is there now, and stays
+
+    def _begin(self, hierarchy: Hierarchy, opened: Hierarchy | None) -> None:
+        """What the first watch brings along; the lock is held.
+
+        Raises:
+            _OvertakenError: another thread's first watch has brought it along meanwhile. What was registered is known
+                to another inotify instance.
+        """
         self._check_open()
         if self._watches.hierarchy is None and opened is not None:
             watches, discovery, audit = self._engine(opened.version)
@@ -338,6 +366,8 @@ class Monitor:
             finally:
                 if self._audit is not audit:
                     audit.close()
+        if self._watches.hierarchy is not hierarchy:
+            raise _OvertakenError
 
     # -- watching for something else than OOM
 
@@ -412,6 +442,15 @@ class Monitor:
         instead: str,
     ) -> _Alarm:
         path = absolute(cgroup)
+        return self._once_more(lambda: self._set_alarm_at(path, find_control, make, instead))
+
+    def _set_alarm_at(
+        self,
+        path: str,
+        find_control: Callable[[str], Control],
+        make: Callable[[Place, int, Control, int], _Alarm],
+        instead: str,
+    ) -> _Alarm:
         hierarchy, opened = self._hierarchy([path], skip_gone=False)
         assert hierarchy is not None  # what does not exist was an error
         registrations: Registrations | None = None
@@ -423,13 +462,13 @@ class Monitor:
             registrations = Registrations(hierarchy, [path], control=control)
             ((row, place),) = registered(hierarchy, registrations, skip_gone=False)
             with self._leaving, self._lock:
-                self._begin(opened)
+                self._begin(hierarchy, opened)
                 assert isinstance(self._watches, V1Watches)  # as the hierarchy
                 alarm = make(place, self._loop.key(row.descriptor), control, row.after[0])
                 self._watches.set_alarm(alarm, registrations)
+                self._call()
         except BaseException:
-            if registrations is not None:
-                registrations.undo()
+            self._undo(registrations)
             raise
         finally:
             if opened is not None and opened is not self._watches.hierarchy:
@@ -550,9 +589,7 @@ class Monitor:
             with self._leaving, self._lock:
                 self._check_open()
                 self._is_polled = True
-                self._arm()
-                if self._outbox:
-                    self._ring()
+                self._call()
         return self._loop.fileno()
 
     def wait(self, timeout: float | None = None) -> list[Event]:
@@ -864,6 +901,12 @@ class Monitor:
                 self._ring()  # whoever waits comes by, and tries again
             else:
                 self._armed = due
+
+    def _call(self) -> None:
+        """Has whoever waits come by: now, if there is something to be had, else when something is due."""
+        self._arm()
+        if self._outbox:
+            self._ring()
 
     def _bury(self, *, waiting: bool | None = None) -> None:
         """Closes what left the epoll set, unless a wait() may be reading it: then it is asked to come back and do so.

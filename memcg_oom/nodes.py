@@ -69,9 +69,11 @@ class Node:
 
     def all_below(self) -> Iterator[Node]:
         """It and all below it that are known."""
-        yield self
-        for child in self.children.values():
-            yield from child.all_below()
+        found = [self]
+        while found:
+            node = found.pop()
+            yield node
+            found += node.children.values()  # not by recursion: a nest may be deeper than Python's stack
 
     def line(self) -> Iterator[Node]:
         """It and all above it that are known, from the bottom up."""

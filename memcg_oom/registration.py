@@ -124,6 +124,7 @@ class Registrations:
     Attributes:
         all: in the order of the paths.
         removals: how many watches the instance had lost when this began: what is lost since may be one of these.
+        strays: the same of news whose owner was not known: what has come since may be of these.
         control: what they were registered for, on v1.
 
     Args:
@@ -150,7 +151,7 @@ class Registrations:
         self.control = control
         self._version = hierarchy.version
         self._inotify = inotify
-        self.removals = 0 if inotify is None else inotify.removals
+        self.removals, self.strays = (0, 0) if inotify is None else (inotify.removals, inotify.strays)
         inotify_fd = hierarchy.inotify_fd if inotify is None else inotify.fd
         how: dict[str, object] = {"count": 0, "inotify_fd": inotify_fd}
         if hierarchy.version == 1:

@@ -30,6 +30,7 @@ MOVED_TO = 0x80
 CREATED = 0x100
 DELETED = 0x200
 _OVERFLOW = 0x4000
+_IGNORED = 0x8000
 _IN_EVENT = struct.Struct("=iIII")
 _FAN_EVENT = struct.Struct("=IBBHQii")
 _FAN_HEADER = 4  # of a record: its type and its length
@@ -68,6 +69,10 @@ class Source:
 
     def followed(self, directory_id: int, watch: int) -> bool:
         """Takes note of what the registration of a cgroup did about its directory; whether it is followed."""
+        return self.follows_all
+
+    def follows(self, directory_id: int) -> bool:
+        """Whether a directory is followed."""
         return self.follows_all
 
     def unfollow(self, directory_id: int) -> None:
@@ -124,6 +129,7 @@ class Inotify(Source):
         touched: the owners of control files that something was written to, or counted in, in the order of the news;
             whoever takes note of them takes them off.
         removals: how many watches were let go of.
+        strays: how often something was said of a file whose owner is not known, not yet perhaps.
 
     Raises:
         OSError: no instance left (EMFILE, fs.inotify.max_user_instances).
@@ -134,7 +140,7 @@ class Inotify(Source):
     def __init__(self) -> None:
         super().__init__()
         self.touched: list[object] = []
-        self.removals = 0
+        self.removals = self.strays = 0
         self._files: dict[int, object] = {}  # by watch descriptor
         self._directories: dict[int, int] = {}  # by watch descriptor
         self._watches: dict[int, int] = {}  # and the other way round
@@ -154,7 +160,11 @@ class Inotify(Source):
                     self.overflowed = True
                 elif (owner := self._files.get(watch)) is not None:
                     self.touched.append(owner)
-                elif length:
+                elif mask & _IGNORED:
+                    pass  # of a watch that is gone
+                elif not length:
+                    self.strays += 1
+                else:
                     said.append((watch, os.fsdecode(data[offset : offset + length].partition(b"\0")[0]), mask))
                 offset += length
         found: list[Change] = []
@@ -194,7 +204,7 @@ class Inotify(Source):
         lib.memcg_inotify_remove(self.fd, watch)
 
     def follows(self, directory_id: int) -> bool:
-        """Whether a directory is followed."""
+        """As Source."""
         return directory_id in self._watches
 
     def add_file(self, path: str, owner: object) -> int:

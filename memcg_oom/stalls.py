@@ -164,7 +164,10 @@ class Stalls:
         while True:
             # What an exception has left behind comes first.
             if not self._batch.count:
-                check(lib.memcg_triggers_take(self._context[0], self._batch), HOST)
+                taken = lib.memcg_triggers_take(self._context[0], self._batch)
+                if taken == -errno.EINTR:
+                    continue  # a signal is pending, and nothing was there (io_getevents(2))
+                check(taken, HOST)
             if not self._batch.count:
                 self.unheard = False
                 return

@@ -361,10 +361,18 @@ class V1Watches(Watches):
         """Takes note of kills of which nobody wants to be told."""
         assert self.hierarchy is not None
         entry = self._accounts.entry()
+        gone = []
+        killed = False
         for watch, (kills, _) in zip(watches, self.hierarchy.look([watch._place for watch in watches]), strict=True):
             if kills >= 0:
                 entry.add(watch, kills)
-        entry.commit(self.muddle() if watches else [])
+                killed |= kills > watch._accounted
+            elif -kills in GONE:
+                gone.append(watch)
+        entry.commit(self.muddle() if killed else [])
+        for watch in gone:
+            self.let_go(watch)
+            self.forget(watch)
 
     def _read(self, watches: list[Watch], settled: bool) -> tuple[bool, bool]:
         """Reads the counters, tells what is new; whether anybody is not settled, and whether all could be read."""

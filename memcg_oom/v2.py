@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 NOTHING: Counters = (0, 0, 0, 0, 0)  # oom_kill, oom, oom_group_kill, max, high
 # How often in a row a balance is struck that does not stand still, before it waits for the next look.
 _STRIKES = 16
+# Nanoseconds after which it is tried again to open accounts that did not stand still.
+_OPENING = 250_000_000
 # Nanoseconds between two looks at a cgroup of which there is only noise: memory.max and memory.high at work.
 _NOISE = 50_000_000
 
@@ -57,6 +59,20 @@ class _Switch:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+
+
+def _bounds(rows: Iterable[tuple[Watch, Node, Found]]) -> tuple[dict[Node, Counters], dict[Node, Counters]]:
+    """From where on, and up to where, the counters of each cgroup are told to those that begin to watch it.
+
+    It may be found more than once, and its counters may have been read and told since it was.
+    """
+    seen: dict[Node, Counters] = {}
+    latest: dict[Node, Counters] = {}
+    for _, node, one in rows:
+        if one.now:
+            seen[node] = min(seen.get(node, one.seen), one.seen)
+            latest[node] = max(latest.get(node, node.counters or one.now), one.now)
+    return seen, latest
 
 
 class V2Watches(Watches):
@@ -79,6 +95,8 @@ class V2Watches(Watches):
         self._leaving: dict[Node, int] = {}  # gone, or off, and not told yet; when that was found
         self._strangers: set[Node] = set()  # in which somebody came and went unseen
         self._unsettled: set[Node] = set()  # whose account did not stand still: what it misses is nobody's, later
+        self._unopened: dict[Node, Counters] = {}  # whose account is not open yet; what its subtree counted last
+        self._opens_at = 0  # when that is tried again
         self._prepaid = 0  # kills that the ledger has told as nobody's, before they were found missing in an account
         self._next = 0
         self._step = 0
@@ -112,7 +130,7 @@ class V2Watches(Watches):
         watches: list[Watch] = []
         try:
             nodes = [self._node(one.place, made) for one in found]
-            self._secure(found, registrations)
+            self._secure(found, nodes, registrations)
             for one, node in zip(found, nodes, strict=True):
                 low = one.descriptor if one.descriptor >= 0 else NO_FD
                 watches.append(Watch(monitor, node.place, self._loop.key(low), 0))
@@ -125,15 +143,14 @@ class V2Watches(Watches):
             if tree is not None and self._is_local and not self._is_accounted_by_host(tree):
                 changes += self._complaints.no_account(events)
             entry = Entry(self._ledger)
+            rows = list(zip(watches, nodes, found, strict=True))
             members: dict[Node, list[Watch]] = {}
-            for watch, node, one in zip(watches, nodes, found, strict=True):
+            for watch, node, one in rows:
                 if tree is not None and not one.born and node.parent is not None and node.parent.accounted is not None:
                     # An old one that was overlooked: what it counted meanwhile is nobody's who goes next.
                     self._strangers.add(node.parent)
-                changes += self._begin(
-                    node, watch, one, time_ns=time_ns, events=events, entry=entry, first=node not in members
-                )
                 members.setdefault(node, list(node.watches)).append(watch)
+            changes += self._begin(rows, time_ns, events, entry)
             changes += [(node, "watches", there) for node, there in members.items()]
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update(
@@ -161,11 +178,19 @@ class V2Watches(Watches):
             raise
         return watches
 
-    def _secure(self, found: list[Found], registrations: Sequence[Registrations]) -> None:
-        """Has the inotify watches stand that may have been let go of, by somebody else, since they were made."""
+    def _secure(self, found: list[Found], nodes: list[Node], registrations: Sequence[Registrations]) -> None:
+        """Makes good what somebody else did since they were registered.
+
+        News of them that were read before it was known whose these are: they are looked at. Inotify watches that were
+        let go of: they are made anew.
+        """
         assert self.hierarchy is not None
         inotify = self.hierarchy.inotify
-        if inotify is None or not [one for one in registrations if one.removals != inotify.removals]:
+        if inotify is None:
+            return
+        if [one for one in registrations if one.strays != inotify.strays]:
+            self._urgent.update(dict.fromkeys(nodes))
+        if not [one for one in registrations if one.removals != inotify.removals]:
             return
         for one in found:
             if one.descriptor >= 0:
@@ -173,66 +198,78 @@ class V2Watches(Watches):
                 one.descriptor = inotify.add_file(path, self.nodes[one.place.directory_id])
 
     def _begin(
-        self, node: Node, watch: Watch, one: Found, *, time_ns: int, events: list[Event], entry: Entry, first: bool
+        self, rows: list[tuple[Watch, Node, Found]], time_ns: int, events: list[Event], entry: Entry
     ) -> list[Change]:
-        """One more watch for a cgroup."""
-        if not one.now:
-            return []  # the memory controller is off
+        """Cgroups have one more watch, or their first; it is the same whatever watches were there before."""
         changes: list[Change] = []
-        kills = one.now[0]
-        if node.counters is None and first:
-            changes += [
-                (node, "counters", one.now),
-                (node, "since", one.seen[:2]),
-                (node, "descriptor", one.descriptor),
-            ]
-            if one.descriptor >= 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
-                self.hierarchy.inotify.own(one.descriptor, node)
-            entry.add(node, kills - one.seen[0], one.now[1] - one.seen[1])
-        elif node.counters is not None:
-            if first:
-                changes += self._advance(node, max(one.now, node.counters), time_ns, events, entry)
-            if one.seen[:2] < node.since:
-                entry.add(node, node.since[0] - one.seen[0], node.since[1] - one.seen[1])
-                changes.append((node, "since", one.seen[:2]))
-        if one.born and node.accounted is None and not self._is_local:
-            changes += self._open_account(node, one.now, one.subtree)
-        return changes + self._differences(watch, one.seen, one.now, time_ns, events)
+        seen, latest = _bounds(rows)
+        begun: set[Node] = set()
+        for watch, node, one in rows:
+            if not one.now:
+                continue  # the memory controller is off
+            if node not in begun:
+                begun.add(node)
+                since = seen[node][:2]
+                if one.born and node.accounted is None and not self._is_local:
+                    self._open_account(node, one.now, latest[node], one.subtree, entry)
+                if node.counters is None:
+                    new = [("counters", latest[node]), ("since", since), ("descriptor", one.descriptor)]
+                    changes += [(node, name, value) for name, value in new]
+                    if one.descriptor >= 0 and self.hierarchy is not None and self.hierarchy.inotify is not None:
+                        self.hierarchy.inotify.own(one.descriptor, node)
+                    entry.add(node, latest[node][0] - since[0], latest[node][1] - since[1])
+                else:
+                    changes += self._advance(node, latest[node], time_ns, events, entry)
+                    if since < node.since:
+                        entry.add(node, node.since[0] - since[0], node.since[1] - since[1])
+                        changes.append((node, "since", since))
+            changes += self._differences(watch, one.seen, latest[node], time_ns, events)
+        return changes
 
-    def _open_account(self, node: Node, now: Counters, subtree: Counters) -> list[Change]:
-        """Begins the account of a cgroup that is new, its counters as well: all that it counts is to be told."""
+    def _open_account(self, node: Node, now: Counters, latest: Counters, subtree: Counters, entry: Entry) -> None:
+        """Begins the account of a cgroup that is new, its counters as well: all that it counts is to be told.
+
+        Args:
+            node: the cgroup.
+            now: its counters when memory.events was read.
+            latest: up to where they are told.
+            subtree: what memory.events counted.
+            entry: takes it.
+        """
         if subtree[0] > now[0] or subtree[1] > now[1]:
             self._strangers.add(node)  # perhaps of one that was in it and gone before anybody looked into it
-        return [(node, "accounted", now[:2])]
+        entry.open(node, latest[0], latest[1])
 
     def _open_accounts(self, found: list[Found]) -> None:
-        """Finds out how many kills memory.events has counted of which nobody is to be told.
+        """Finds out how many kills memory.events has counted of which nobody is to be told."""
+        for one in found:
+            node = self.nodes[one.place.directory_id]
+            if one.now and node.accounted is None and node.counters is not None:
+                self._unopened[node] = one.subtree[:2]
+        for _ in range(_STRIKES):
+            self._open_more()
+            if not self._unopened:
+                return
+        self._opens_at = time.monotonic_ns() + _OPENING
 
-        When it has not moved since before what is below was read first, all that it counts is known; else everything
-        is read once more, until it stands still.
+    def _open_more(self) -> None:
+        """Opens the accounts that stand still.
+
+        When memory.events has not moved since before what is below was read last, all that it counts is known; else
+        everything is read once more.
         """
         assert self.hierarchy is not None
-        opening = {
-            node: one.subtree[:2]
-            for one in found
-            if one.now and (node := self.nodes[one.place.directory_id]).accounted is None and node.counters is not None
-        }
-        for _ in range(_STRIKES):
-            nodes = list(opening)
-            changes: list[Change] = []
-            for node, counters in zip(nodes, self.hierarchy.subtrees([node.place for node in nodes]), strict=True):
-                if counters[:2] == opening[node]:
-                    changes.append((node, "accounted", counters[:2]))
-                    del opening[node]
-                elif counters[0] >= 0:
-                    opening[node] = counters[:2]
-                else:
-                    del opening[node]  # it is just going
-            commit(changes)
-            if not opening:
-                break
-            below = [node for node in self.nodes.values() if not opening.keys().isdisjoint(node.line())]
-            self._read(below, ())
+        nodes = [node for node in self._unopened if node.accounted is None and node.counters is not None]
+        opening: dict[Node, Counters] = {}
+        changes: list[Change] = []
+        for node, counters in zip(nodes, self.hierarchy.subtrees([node.place for node in nodes]), strict=True):
+            if counters[:2] == self._unopened[node]:
+                changes.append((node, "accounted", counters[:2]))
+            elif counters[0] >= 0:
+                opening[node] = counters[:2]  # else it is just going
+        commit([*changes, (self, "_unopened", opening)])
+        if opening:
+            self._read([node for node in self.nodes.values() if not opening.keys().isdisjoint(node.line())], ())
 
     @property
     def _is_local(self) -> bool:
@@ -324,30 +361,39 @@ class V2Watches(Watches):
 
     def _drop(self, node: Node) -> None:
         """Forgets a node that nobody watches any more, and those above that were there for its sake."""
+        dropped = []
+        at: Node | None = node
+        while at is not None and self._cut_off(at):
+            dropped.append(at)
+            above, at = at.parent, None
+            if above is not None and not above.children:
+                self._unfollow(above, "control")
+                at = above
+        for one in reversed(dropped):
+            self.nodes.pop(one.place.directory_id, None)  # the last: what an exception leaves is found again
+
+    def _cut_off(self, node: Node) -> bool:
+        """Takes a node that nobody watches any more from the one above it; whether nothing is below it either."""
         if node.watches:
-            return
+            return False
         self._unfollow(node, "descriptor")
         self._unfollow(node, "populated")
         commit([(node, "counters", None), (node, "accounted", None)])
-        for known in (self._settling, self._urgent, self._touched):
+        for known in (self._settling, self._urgent, self._touched, self._unopened):
             known.pop(node, None)
         self._strangers.discard(node)
         self._unsettled.discard(node)
         if node.children:
-            return
+            return False
         self._unfollow(node, "control")
         inotify = self.hierarchy.inotify if self.hierarchy is not None else None
         directory_id = node.place.directory_id
         if inotify is not None and not [tree for tree in self.trees if tree.member(directory_id)]:
             inotify.unfollow(directory_id)
         parent, name = node.parent, os.path.basename(node.place.path)
-        if parent is not None:
-            if parent.children.get(name) is node:
-                del parent.children[name]
-            if not parent.children:
-                self._unfollow(parent, "control")
-                self._drop(parent)
-        self.nodes.pop(directory_id, None)  # the last: what an exception leaves is found again
+        if parent is not None and parent.children.get(name) is node:
+            del parent.children[name]
+        return True
 
     def hand_over(self, fds: list[int]) -> list[Change]:
         """As on v1, but the watches have no descriptors of their own."""
@@ -454,6 +500,8 @@ class V2Watches(Watches):
     def next_due(self) -> int:
         """When due() wants to be called, in nanoseconds of CLOCK_MONOTONIC; 0: not at all."""
         dues = [self._resting[0][0]] if self._resting else []
+        if self._unopened:
+            dues.append(self._opens_at)
         if self._settling or self._urgent or self._leaving or self._strangers:
             dues.append(max(self._next, 1))
         return min(dues, default=0)
@@ -469,6 +517,12 @@ class V2Watches(Watches):
         while self._resting and self._resting[0][0] <= before:
             self._read([node for node in self._resting[0][1] if node.watches], ())
             self._resting.pop(0)
+        if self._unopened and self._opens_at <= before:
+            self._open_more()
+            self._opens_at = time.monotonic_ns() + _OPENING
+            if self._unopened:
+                events: list[Event] = []
+                commit(self._complaints.restless(events) + self.tell(events))
         if self._urgent:
             urgent = list(self._urgent)
             self._read(urgent, ())
@@ -543,6 +597,7 @@ class V2Watches(Watches):
             else:
                 complete = False
                 changes += self._complaints.unreadable(error, events)
+                self._settling.setdefault(node, now + self._settle)  # so that it is tried again
         self._leaving.update((node, now) for node in leaving)
         commit(changes + entry.changes() + self._outbox.put(events))
         for node in done + leaving:
@@ -625,16 +680,18 @@ class V2Watches(Watches):
             events: list[Event] = []
             entry = Entry(self._ledger)
             time_ns = time.time_ns()
-            for node, row in zip(nodes, registrations.all, strict=True):
+            rows = zip(nodes, registrations.all, strict=True)
+            # Those above come first: what is below one without an account has none either.
+            for node, row in sorted(rows, key=lambda pair: pair[0].place.path.count("/")):
                 if row.control_id and row.after[0] >= 0:
                     if row.descriptor >= 0 and self.hierarchy.inotify is not None:
                         self.hierarchy.inotify.own(row.descriptor, node)
                     node.counters = NOTHING
                     node.place.control = row.control_id - node.place.directory_id
                     node.descriptor = row.descriptor
+                    if not self._is_local and node.parent is not None and entry.has_account(node.parent):
+                        self._open_account(node, row.after, row.after, row.subtree, entry)
                     changes += self._advance(node, row.after, time_ns, events, entry)
-                    if not self._is_local and node.parent is not None and node.parent.accounted is not None:
-                        changes += self._open_account(node, row.after, row.subtree)
                 elif -row.descriptor in GONE and not row.is_off:
                     if node.parent is not None:
                         self._strangers.add(node.parent)  # it may have had counters that nobody has read
@@ -678,6 +735,8 @@ class V2Watches(Watches):
                     self._farewell(ancestor, group, *(sums[ancestor] or (0, 0)), strangers=ancestor in doubtful)
                 self._strangers -= strangers
                 self._unsettled -= strangers
+                if not (self._strangers or self._unsettled or self._unopened):
+                    self._prepaid = 0  # what is left of it is in no account
                 return
             # Whoever could not be read is gone as well, perhaps.
             for one in [one for one in sums if one is not None and sums[one] is None]:
@@ -697,8 +756,24 @@ class V2Watches(Watches):
         return bool(self._leaving or self._strangers)
 
     def told_as_nobodys(self, count: int) -> list[Change]:
-        """As Watches."""
-        return [(self, "_prepaid", self._prepaid + count)]
+        """As Watches. Where no account lacks anything, they are in none: tasks of the root cgroup, say."""
+        lacking = self._lacking()
+        prepaid = self._prepaid + count if lacking else 0
+        return [(self, "_prepaid", prepaid), (self, "_strangers", self._strangers | lacking)]
+
+    def _lacking(self) -> set[Node]:
+        """The cgroups whose memory.events has counted more than was told; not those below one that has not."""
+        assert self.hierarchy is not None  # there are watches, so it was opened
+        accounted = [node for node in self.nodes.values() if node.accounted is not None and not node.state]
+        level = [node for node in accounted if node.parent is None or node.parent.accounted is None]
+        lacking: set[Node] = set()
+        while level:
+            found = zip(level, self.hierarchy.subtrees([node.place for node in level]), strict=True)
+            moved = [node for node, counters in found if counters[:2] != node.accounted]
+            lacking.update(moved)
+            below = [child for node in moved for child in node.children.values()]
+            level = [child for child in below if child.accounted is not None and not child.state]
+        return lacking
 
     def _farewell(self, ancestor: Node | None, group: list[Node], kills: int, ooms: int, *, strangers: bool) -> None:
         """Tells the end of some that went from below one cgroup, with what of theirs nobody was told of yet.

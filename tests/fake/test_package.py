@@ -58,7 +58,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path, tmp_path: Pat
     }
     assert sources - names == set()
     assert "memcg_oom/py.typed" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"memcg_oom"}
+    data = f"memcg_oom-{memcg_oom.__version__}.data"
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"memcg_oom", data}
+    assert {name.removeprefix(f"{data}/data/share/") for name in names if name.startswith(data)} == {
+        "man/man1/memcg-oom.1",
+        "bash-completion/completions/memcg-oom",
+        "zsh/site-functions/_memcg-oom",
+        "fish/vendor_completions.d/memcg-oom.fish",
+    }
     done = subprocess.run(
         [sys.executable, "-c", "import memcg_oom; print(memcg_oom.__file__, memcg_oom.__version__)"],
         check=True,
