@@ -199,7 +199,7 @@ class Alarms:
     def looked_at(self, alarms: Iterable[Alarm]) -> None:
         """Puts those whose changes were committed down for their next look, if there is one."""
         for alarm in alarms:
-            if alarm._deadline and not alarm._gone:
+            if alarm._deadline and not alarm._trouble.gone:
                 self._due[alarm] = alarm._deadline
             else:
                 self._due.pop(alarm, None)

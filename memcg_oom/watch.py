@@ -9,7 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
-    from memcg_oom.rounds import Round
     from memcg_oom.tree import TreeWatch
 
 
@@ -71,14 +70,6 @@ class Signalled(AnyWatch):
         if self._trouble.is_shared:
             self._trouble = Trouble(self._trouble.round)
         return self._trouble
-
-    @property
-    def _round(self) -> Round | None:
-        return self._trouble.round
-
-    @property
-    def _gone(self) -> bool:
-        return self._trouble.gone
 
 
 class Watch(Signalled):

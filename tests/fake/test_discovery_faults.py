@@ -93,7 +93,7 @@ def test_the_refused_are_followed_by_their_counters(
         cgroups[1].rmdir()
         cgroups[0].kill()
         take_while(monitor, lambda: tree.polled > 1 or tree.kills < 7, events)
-        take_while(monitor, lambda: len(monitor._watches.by_key) > 2, events)
+        take_while(monitor, lambda: len(monitor._watches.by_key.values()) > 2, events)
         (one,) = degraded(events)
         assert remedy in one.remedy
         assert {"root": os.strerror(error), "kernel": "PREEMPT_RT"}.get(remedy, "no descriptors left") in one.what

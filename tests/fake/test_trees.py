@@ -94,7 +94,7 @@ def test_nobody_wakes_for_a_tree_in_which_nothing_happens(kernel: FakeKernel, mo
     kernel.make()
     with Monitor(settle=0.0, audit=0.02) as monitor:
         tree = kernel.tree(monitor)
-        take_while(monitor, lambda: any(watch._round for watch in tree))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in tree))
         waits: list[int] = []
 
         def counted(epoll_fd: int, timeout: int, batch: Any) -> int:
@@ -548,10 +548,10 @@ def test_the_gate_does_not_end_a_settle_nor_the_last_look(kernel: FakeKernel, mo
         assert len(take(monitor, CROWD)) == CROWD
         take_while(monitor, lambda: steps(monitor) < 4)
         cgroups[0].count_kill()  # the host's counter says nothing of it: only the last look can tell
-        events = take_while(monitor, lambda: watches[0]._round)
+        events = take_while(monitor, lambda: watches[0]._trouble.round)
         assert brief(events) == [("OomKill", 1)]
         assert looks.count == 1
-        assert all(watch._round is None for watch in watches)
+        assert all(watch._trouble.round is None for watch in watches)
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EAGAIN])
