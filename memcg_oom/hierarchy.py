@@ -495,8 +495,9 @@ class Hierarchy:
     def _path_by_id(self, place: Place) -> str | None:
         with self.directory(place) as fd:
             path = os.readlink(f"/proc/self/fd/{fd}")
-        # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/".
-        return path if path != "/" else None
+        # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/". To the path of one that
+        # was removed just now it adds " (deleted)".
+        return path if path != "/" and os.stat(path).st_ino == place.directory_id else None
 
     def _look_elsewhere(self, place: Place, control: Control) -> tuple[int, int]:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""
