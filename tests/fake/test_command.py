@@ -14,7 +14,7 @@ from typing import NoReturn, cast
 import pytest
 
 from memcg_oom import Cgroup, EventFD, mounts
-from memcg_oom.command import run, scratch
+from memcg_oom.command import check, run, scratch
 from memcg_oom.command.errors import Unavailable
 from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import escape
@@ -105,11 +105,21 @@ def test_nothing_that_a_terminal_would_act_on_is_left() -> None:
     assert escape("plain/\u6f22, text") == "plain/\u6f22, text"
 
 
-# -- a command that is run
+# -- what check says
 
 
 def refuse(*_: object) -> NoReturn:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_inotify_v2_is_told_of_ooms_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "Inotify", refuse)
+    cost = check._instances().cost
+    assert "OOMs, kills and removals are told, later" in cost
+    assert "no OOMs" not in cost
+
+
+# -- a command that is run
 
 
 @pytest.mark.parametrize("failing", ["pidfd_open", "start"])
