@@ -130,6 +130,11 @@ class Hierarchy:
     Synchronization: the caller's; a Monitor looks under its lock.
 
     Attributes:
+        device: st_dev of everything in it.
+        mount: the mount by which `path` was reached.
+        version: 1 or 2.
+        control_file: the name of what is read of each cgroup: memory.oom_control, on v2 memory.events.local.
+        by_id: whether ids can be opened, which takes CAP_DAC_READ_SEARCH; else paths are, and inodes compared.
         is_whole: whether the hierarchy's own root is what is mounted, not a cgroup namespace's or another one's.
         inotify: on v2 the instance that tells of events in all cgroups, or None where there was none to be had.
         inotify_fd: its descriptor; or a negative number, on v2 -errno: why there is none.
