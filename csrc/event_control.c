@@ -101,11 +101,13 @@ static int register_one(const struct memcg_registrations *how, uint64_t device, 
     uint8_t under_oom;
     int64_t after;
 
+    registration->follower = -EBADF;
     directory_fd = STEP(CGROUP, open_cgroup(how->mount_fd, device, id, path));
     if (directory_fd < 0)
         return directory_fd;
     /* Followed before its children are counted: one that comes later is told of. */
-    registration->follower = how->inotify_fd < 0 ? -EBADF : memcg_inotify_add(how->inotify_fd, directory_fd);
+    if (how->inotify_fd >= 0)
+        registration->follower = memcg_inotify_add(how->inotify_fd, directory_fd);
     if (fstat(directory_fd, &status) < 0) {
         rc = -errno;
         goto out;

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -19,24 +18,16 @@ static int64_t count_of(const char *text, const char *key)
     return value == -ENODATA ? 0 : value;
 }
 
-static int read_text(int control_fd, char *text, size_t size)
-{
-    ssize_t length = pread(control_fd, text, size - 1, 0);
-
-    if (length < 0)
-        return -errno;
-    text[length] = '\0';
-    return 0;
-}
-
 static void read_counters(int control_fd, struct memcg_counters *counters)
 {
     char text[1024]; /* a handful of lines; the kernel makes up the whole file at offset 0 */
-    int rc = read_text(control_fd, text, sizeof(text));
+    ssize_t length = pread(control_fd, text, sizeof(text) - 1, 0);
 
-    *counters = (struct memcg_counters){.oom_kill = rc};
-    if (rc < 0)
+    if (length < 0) {
+        *counters = (struct memcg_counters){.oom_kill = -errno};
         return;
+    }
+    text[length] = '\0';
     counters->oom_kill = memcg_parse_counter(text, "oom_kill");
     counters->oom = count_of(text, "oom");
     counters->oom_group_kill = count_of(text, "oom_group_kill");
@@ -165,10 +156,8 @@ void memcg_attach_many(uint64_t device, const uint64_t *ids, const char *paths, 
     attachments->count = 0;
     for (size_t i = 0; i < count; i++) {
         struct memcg_attachment *row = &attachments->rows[i];
-        const char *next = paths;
 
-        row->watch = attach(attachments, device, ids ? &ids[i] : NULL, &next, row);
+        row->watch = attach(attachments, device, ids ? &ids[i] : NULL, &paths, row);
         attachments->count++;
-        paths += strlen(paths) + 1;
     }
 }

@@ -79,6 +79,8 @@ class UsageWatch(Alarm):
         above: whether the usage was at the threshold or above it, as of the last event that a look has led to, and
             before the first when the watch began.
         removed, closed: as of any watch.
+
+    Synchronization: as AnyWatch.
     """
 
     __slots__ = ("threshold", "swap", "above")
@@ -123,8 +125,10 @@ class PressureWatch(Alarm):
     """A level of memory pressure in a cgroup; made by Monitor.watch_pressure().
 
     Attributes:
-        level, mode: as given.
+        level, mode: as given to Monitor.watch_pressure().
         removed, closed: as of any watch.
+
+    Synchronization: as AnyWatch.
     """
 
     __slots__ = ("level", "mode", "_repeating")
@@ -199,7 +203,7 @@ class Alarms:
     def looked_at(self, alarms: Iterable[Alarm]) -> None:
         """Puts those whose changes were committed down for their next look, if there is one."""
         for alarm in alarms:
-            if alarm._deadline and not alarm._gone:
+            if alarm._deadline and not alarm._trouble.gone:
                 self._due[alarm] = alarm._deadline
             else:
                 self._due.pop(alarm, None)

@@ -63,6 +63,3 @@ class ByDescriptor:
         else:
             self.rows[fd] = None
         return watch
-
-    def __len__(self) -> int:
-        return len(self.values())

@@ -36,7 +36,9 @@ _FILES = {
 
 
 class OomControl:
-    """What memory.oom_control said at one moment.
+    """What memory.oom_control said at one moment, with the names of mem_cgroup_oom_control_read().
+
+    Synchronization: a copy, for any thread.
 
     Attributes:
         oom_kill_disable: whether the OOM killer is off, so that tasks sleep instead.
@@ -65,12 +67,18 @@ class Cgroup:
 
     Synchronization: may be used from any thread.
 
+    Attributes:
+        path: absolute and normal.
+        version: of cgroups, 1 or 2.
+
     Args:
         path: of its directory; os.PathLike objects, Cgroups among them, will do.
 
     Raises:
+        TypeError: not a path.
         ValueError: an empty path, or one with a NUL.
         NotACgroupError: outside any mounted hierarchy with the memory controller.
+        OSError: what is above it may not be searched, or is no directory.
 
     Every property and method raises OSError for what the kernel refuses: FileNotFoundError once the cgroup is gone,
     PermissionError, NotADirectoryError for a file; NotACgroupError for what a v2 cgroup has not because the memory
@@ -160,17 +168,28 @@ class Cgroup:
 
     @property
     def parent(self) -> Cgroup | None:
-        """The cgroup that it is in, or None for the topmost that is mounted."""
+        """The cgroup that it is in, or None for the topmost that is mounted.
+
+        Raises:
+            NotACgroupError, OSError: as the constructor.
+        """
         return None if self.path == self._mount_point else Cgroup(os.path.dirname(self.path))
 
     def children(self) -> list[Cgroup]:
-        """The cgroups in it, by name."""
+        """The cgroups in it, by name.
+
+        Raises:
+            NotACgroupError, OSError: as the constructor; FileNotFoundError: it is gone.
+        """
         with os.scandir(self.path) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         return [Cgroup(os.path.join(self.path, name)) for name in names]
 
     def exists(self) -> bool:
-        """Whether there is a cgroup at the path now; on v2 its memory controller may be off."""
+        """Whether there is a cgroup at the path now; on v2 its memory controller may be off.
+
+        Raises nothing: what may not be looked at counts as not there.
+        """
         return os.path.exists(self._file("memory.oom_control" if self.version == 1 else "cgroup.procs"))
 
     @property
@@ -190,6 +209,9 @@ class Cgroup:
         Setting it rounds down to pages, as the kernel does. OSError: on v1 EBUSY when the usage cannot be brought below
         it, EINVAL when it is above the limit with swap (memory.memsw.limit_in_bytes), or on the root. v2 kills instead
         when the usage cannot be brought below it.
+
+        Raises:
+            ValueError: when set: not from 0 to 2**63 - 1.
         """
         return self._get_limit(self._named("limit"))
 
@@ -199,7 +221,14 @@ class Cgroup:
 
     @property
     def high(self) -> int | None:
-        """v2: from how many bytes on its tasks are slowed down and reclaimed from (memory.high); None: never."""
+        """v2: from how many bytes on its tasks are slowed down and reclaimed from (memory.high); None: never.
+
+        Setting it rounds down to pages, as the kernel does.
+
+        Raises:
+            ValueError: when set: not from 0 to 2**63 - 1.
+            UnsupportedError: on v1.
+        """
         self._only(2, "memory.high", "memory.soft_limit_in_bytes is the nearest thing")
         return self._get_limit("memory.high")
 
@@ -210,7 +239,10 @@ class Cgroup:
 
     @property
     def oom_group(self) -> bool:
-        """v2: whether an OOM kills all of its tasks and of those below, not just one (memory.oom.group)."""
+        """v2: whether an OOM kills all of its tasks and of those below, not just one.
+
+        See memory.oom.group, from 4.19 on.
+        """
         self._only(2, "memory.oom.group", "a watcher can kill() the rest")
         return self._read("memory.oom.group") == "1\n"
 
@@ -223,8 +255,11 @@ class Cgroup:
         """v2: the kernel's counters, by the kernel's names: low, high, max, oom, oom_kill, oom_group_kill (5.17), ...
 
         Args:
-            local: of this cgroup alone (memory.events.local), or with those below it, gone ones included
+            local: of this cgroup alone (memory.events.local, from 5.3 on), or with those below it, gone ones included
                 (memory.events).
+
+        Raises:
+            UnsupportedError: on v1, and where this kernel has not that file.
         """
         self._only(2, "memory.events", "oom_control() tells of OOM kills")
         text = self._read("memory.events.local" if local else "memory.events")
@@ -311,13 +346,19 @@ class Cgroup:
         self._write("cgroup.freeze", str(int(frozen)))
 
     def pids(self) -> list[int]:
-        """The processes in it, without those of its children (cgroup.procs)."""
+        """The processes in it, without those of its children (cgroup.procs), as this process's pid namespace counts.
+
+        Those that are outside of the namespace are left out; on v2 many kernels list each as 0 (cgroup_procs_show()).
+        """
         return [int(line) for line in self._read("cgroup.procs").split()]
 
     def largest(self) -> int | None:
         """The process in it, or below it, with the most memory; None where there is none.
 
         Resident memory, file and shared pages included (proc_pid_statm(5)).
+
+        Returns:
+            Its pid, not the size.
         """
         sizes = {}
         for _, (pid, _) in self._all_processes():
@@ -330,6 +371,9 @@ class Cgroup:
         """Kills one process in it, or below it; whether it was there. It is not waited for.
 
         No other process is hit, even when the pid is used anew in between: see kill().
+
+        Raises:
+            PermissionError: it may not be signalled. With hidepid (proc(5)) one that is not seen counts as gone.
         """
         return any(cgroup._kill([process], set()) for cgroup, process in self._all_processes() if process[0] == pid)
 
@@ -355,6 +399,7 @@ class Cgroup:
         Raises:
             TimeoutError: after 10 seconds some are still there; SIGKILL does not end a frozen process, or one that
                 sleeps uninterruptibly.
+            PermissionError: one may not be signalled. With hidepid (proc(5)) those that are not seen count as gone.
         """
         deadline = time.monotonic() + _EXIT
         seen: set[tuple[int, int]] = set()

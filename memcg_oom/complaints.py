@@ -68,7 +68,13 @@ class Complaints:
         )
 
     def polled(self, error: OSError, of_inotify: bool, events: list[Event]) -> list[Change]:
-        """A cgroup of a tree that could not be registered; of_inotify: it was a watch that was refused."""
+        """A cgroup of a tree that could not be registered.
+
+        Args:
+            error: why.
+            of_inotify: whether it was an inotify watch that was refused, as on v2, where OOMs are counted too.
+            events: takes the event.
+        """
         number = error.errno or errno.EIO
         if of_inotify and number in _INOTIFY_LIMITS:
             what, remedy = _INOTIFY_LIMITS[number]
@@ -81,12 +87,14 @@ class Complaints:
             ("registration", of_inotify, number),
             events,
             what,
-            "they are followed by their counters: their kills and removals are told, later; their OOMs are not",
+            "they are followed by their counters: their OOMs, kills and removals are told, later"
+            if of_inotify
+            else "they are followed by their counters: their kills and removals are told, later; their OOMs are not",
             remedy,
         )
 
     def undiscovered(self, error: int, events: list[Event]) -> list[Change]:
-        """A directory, or a new cgroup, that could not be opened: it is tried again with each audit."""
+        """A directory, or a new cgroup, that could not be opened: it is tried again with each audit, if any."""
         if error == errno.EAGAIN:
             return []
         remedy = _MORE_FDS if error in NO_FDS else "let the watcher read the hierarchy"
@@ -96,7 +104,7 @@ class Complaints:
             ("discovery", error),
             events,
             f"cgroups cannot be opened: {os.strerror(error)}",
-            "new ones are found late, by an audit; kills in those that go before are unattributed",
+            "new ones are found late, by an audit (if any); kills in those that go before are unattributed",
             remedy,
         )
 
@@ -108,7 +116,7 @@ class Complaints:
             "no inotify watches left for more directories"
             if kind == "inotify"
             else "neither fanotify nor an inotify instance is to be had",
-            "cgroups made in them are found late, by an audit; kills in those that go before are unattributed",
+            "cgroups made in them are found late, by an audit (if any); kills in those that go before are unattributed",
             "raise fs.inotify.max_user_watches"
             if kind == "inotify"
             else "raise fs.inotify.max_user_instances, or RLIMIT_NOFILE, or grant CAP_SYS_ADMIN on a kernel of 6.12",

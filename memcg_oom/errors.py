@@ -11,19 +11,29 @@ import os
 
 
 class MemcgError(Exception):
-    """The base of the package's own errors."""
+    """The base of the package's own errors; those that are OSErrors too are caught by `except OSError` as well."""
 
 
 class UnsupportedError(MemcgError, OSError):
-    """This kernel, or this version of cgroups, does not have what was asked for."""
+    """This kernel, or this version of cgroups, does not have what was asked for.
+
+    errno is the kernel's, or else EOPNOTSUPP; filename is the path that it is about.
+    """
 
 
 class RootCgroupError(UnsupportedError):
-    """The root of the hierarchy: the kernel accepts a registration for OOM there and never signals it."""
+    """The root of the hierarchy: the kernel accepts a registration for OOM there and never signals it.
+
+    errno is EINVAL; filename is the cgroup's path.
+    """
 
 
 class NotACgroupError(MemcgError, OSError):
-    """The path is not a memory cgroup."""
+    """The path is not a memory cgroup.
+
+    errno is EINVAL, or EXDEV: it is in another hierarchy than what is watched already; filename is the path that it
+    is about.
+    """
 
 
 def os_error(error: int, path: str, advice: str = "") -> OSError:

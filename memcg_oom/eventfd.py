@@ -50,17 +50,21 @@ class EventFD:
         return self._fd
 
     def read(self) -> int | None:
-        """Takes the number of signals since the last read; None when there was none. Never blocks."""
+        """Takes the number of signals since the last read; None when there was none. Never blocks, see eventfd(2).
+
+        Raises:
+            ValueError: closed.
+        """
         try:
             return os.eventfd_read(self.fileno())
         except BlockingIOError:
             return None
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until there is something to read.
+        """Waits until there is something to read. A signal does not end it (PEP 475), unless its handler raises.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds, rounded up to the next millisecond; None waits for ever.
 
         Returns:
             Whether there is.
@@ -107,6 +111,8 @@ class EventFD:
 def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
     """Registers a new eventfd with a control file of a cgroup: the interface of memcg_write_event_control().
 
+    Synchronization: may be called from any thread.
+
     Args:
         cgroup: the path of the cgroup's directory, in the v1 memory hierarchy.
         control_file: the name of the file: "memory.oom_control", "memory.usage_in_bytes",
@@ -115,7 +121,11 @@ def register(cgroup: StrPath, control_file: str, argument: str = "") -> EventFD:
             for the two usages, "low", "medium" or "critical" with an optional ",default", ",hierarchy" or ",local" for
             memory.pressure_level.
 
+    Returns:
+        It; it belongs to the caller, who closes it.
+
     Raises:
+        TypeError: not a path.
         ValueError: a control file that is no plain name, an argument with a NUL or a newline or of over 200 bytes.
         UnsupportedError: a cgroup v2, or a kernel that refuses (PREEMPT_RT).
         RootCgroupError: memory.oom_control of the hierarchy's root, which the kernel accepts and never signals.

@@ -37,8 +37,8 @@ class Victim(Record):
         comm: the name of the task, at most 15 bytes that it has chosen itself; what is not UTF-8 has surrogate escapes,
             as os.fsdecode() makes them.
         uid: its real user, as the first user namespace counts; None on a kernel before 5.5.
-        anon_rss, file_rss, shmem_rss: resident memory of each kind, in bytes.
-        total_vm: the size of its address space, in bytes.
+        anon_rss, file_rss, shmem_rss: resident memory of each kind, in bytes; None where the line lacks it.
+        total_vm: the size of its address space, in bytes, or None likewise.
         oom_memcg: the cgroup whose limit was hit, as a path from the hierarchy's root; "/" where the whole host was out
             of memory (or part of it that tasks are bound to); None where the kernel did not say: it does at most ten
             times in five seconds, for all of the host.
@@ -112,10 +112,12 @@ class CgroupEvent(Event):
 class Oom(CgroupEvent):
     """The kernel declared the cgroup out of memory, because its limit or that of one above it was hit.
 
-    Nobody need have died, and who did may have been in another cgroup: see OomKill.
+    On v2 only the one is told of whose own limit was hit. Nobody need have died, and who did may have been in another
+    cgroup: see OomKill.
 
     Attributes:
-        count: notifications of the kernel (mem_cgroup_oom_notify()) since the last Oom; often many for one kill.
+        count: notifications of the kernel (mem_cgroup_oom_notify()) since the last Oom; on v2 by how much `oom` of
+            memory.events.local moved. Often many for one kill.
         late: the kernel was late with the removal's own signal, so this one could be told from it only after Removed.
     """
 
@@ -145,7 +147,9 @@ class OomKill(CgroupEvent):
     """The OOM killer killed tasks of this very cgroup: its oom_kill counter moved.
 
     Attributes:
-        count: by how much it moved since it was last read.
+        count: by how much it moved since it was last read (oom_kill of memory.oom_control, on v2 of
+            memory.events.local). Of a removed cgroup the last may be known from the kernel's log alone, or on v2 from
+            the counter of the one above.
         group: on v2, whether the kernel killed the whole cgroup, as memory.oom.group says. It counts its first victim
             twice then, so that `count` is too high by one for each time.
         victims: who they were, as far as the kernel's log tells it for certain; empty where it may not be read, or with
@@ -194,7 +198,7 @@ class _Counted(CgroupEvent):
 
 
 class MemoryMax(_Counted):
-    """The cgroup's memory was about to go over its memory.max, and was reclaimed; v2, where it was asked for.
+    """The cgroup's memory was about to go over its memory.max, and was reclaimed; v2, only with also=[MemoryMax].
 
     Attributes:
         count: how many times since it was last read ("max" of memory.events.local).
@@ -204,7 +208,7 @@ class MemoryMax(_Counted):
 
 
 class MemoryHigh(_Counted):
-    """The cgroup's memory went over its memory.high, and its tasks were slowed down; v2, where it was asked for.
+    """The cgroup's memory went over its memory.high, and its tasks were slowed down; v2, only with also=[MemoryHigh].
 
     Attributes:
         count: how many times since it was last read ("high" of memory.events.local).
@@ -217,7 +221,7 @@ class OomResolved(CgroupEvent):
     """On v1, where the OOM killer is off: the tasks that an OOM had put to sleep are free again.
 
     Somebody raised the limit, killed a task, or switched the killer on. The kernel tells nobody of that, so
-    memory.oom_control is looked at as long as it says under_oom.
+    memory.oom_control is looked at as long as its under_oom is 1.
 
     Attributes:
         after: seconds from the Oom to the look that found it over: looks are 10 ms apart at first, and up to 250 ms
@@ -321,6 +325,9 @@ class Stall(CgroupEvent):
 class Removed(CgroupEvent):
     """The cgroup is gone: the last event of its watch, but for a signal that the kernel has sent late.
 
+    On v1 its control file was found gone, and then the removal's own signal was awaited, where one was to come
+    (`linger`). On v2 the directory above said so, or a look has found it.
+
     Attributes:
         unresolved: OOMs, of those reported, whose outcome nobody can know because the cgroup went before its counter
             could be read once more, and the kernel's log did not tell it; an upper bound of the kills that are missing
@@ -338,7 +345,10 @@ class Removed(CgroupEvent):
 
 
 class Created(CgroupEvent):
-    """A tree has found a cgroup that was not there when it began; the first event of its watch."""
+    """A tree has found a cgroup that was not there when it began; the first event of its watch.
+
+    Told by trees only. `cgroup` is where it was found.
+    """
 
     __slots__ = ()
     watch: Watch
@@ -351,7 +361,7 @@ class Unattributed(Event):
     it says, when several that were in that one went in the same moment.
 
     Attributes:
-        count: how many, by oom_kill in /proc/vmstat, or in memory.events.
+        count: how many, by oom_kill in /proc/vmstat, or in memory.events; 0 where there are only `ooms` to tell.
         ooms: on v2, how many OOMs there were of which nobody can tell whose they are.
         victims: who they were, as OomKill.victims.
     """
@@ -370,6 +380,9 @@ class Unattributed(Event):
 
 class Degraded(Event):
     """Something that the monitor cannot do on this host as it is; said once for each cause.
+
+    It is not about one watch, and the Monitor goes on. Only of a stall that the kernel has stopped accounting for is it
+    said for each, and that watch is closed.
 
     Attributes:
         what: what does not work, with the reason.

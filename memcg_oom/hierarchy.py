@@ -130,6 +130,11 @@ class Hierarchy:
     Synchronization: the caller's; a Monitor looks under its lock.
 
     Attributes:
+        device: st_dev of everything in it.
+        mount: the mount by which `path` was reached.
+        version: 1 or 2.
+        control_file: the name of what is read of each cgroup: memory.oom_control, on v2 memory.events.local.
+        by_id: whether ids can be opened, which takes CAP_DAC_READ_SEARCH; else paths are, and inodes compared.
         is_whole: whether the hierarchy's own root is what is mounted, not a cgroup namespace's or another one's.
         inotify: on v2 the instance that tells of events in all cgroups, or None where there was none to be had.
         inotify_fd: its descriptor; or a negative number, on v2 -errno: why there is none.
@@ -495,8 +500,9 @@ class Hierarchy:
     def _path_by_id(self, place: Place) -> str | None:
         with self.directory(place) as fd:
             path = os.readlink(f"/proc/self/fd/{fd}")
-        # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/".
-        return path if path != "/" else None
+        # A cgroup that was moved out of what is mounted here has no path: the kernel gives "/". To the path of one that
+        # was removed just now it adds " (deleted)".
+        return path if path != "/" and os.stat(path).st_ino == place.directory_id else None
 
     def _look_elsewhere(self, place: Place, control: Control) -> tuple[int, int]:
         """The second look where paths are all there is: a renamed cgroup has to be found before it can be read."""

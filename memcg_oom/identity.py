@@ -90,7 +90,9 @@ class Identity(Record):
 
 
 def identify(path: str) -> Identity:
-    """Whose the cgroup is, by its path alone; nothing is looked up.
+    """Whose the cgroup is, by its path alone; nothing is looked up, and no text is an error.
+
+    Synchronization: a pure function, for any thread.
 
     Args:
         path: absolute, or as the kernel says it (/proc/PID/cgroup). Where it is mounted does not matter.

@@ -48,7 +48,10 @@ class Loop:
 
     @staticmethod
     def is_older(key: int, mark: int) -> bool:
-        """Whether a key (without flags) was given before a moment. Serials come round again, after two milliards."""
+        """Whether a key (without flags) was given before a moment.
+
+        Serials come round again, after two thousand million.
+        """
         return (mark - (key >> 32)) % _SERIALS < _SERIALS // 2
 
     def age(self, key: int) -> int:

@@ -78,9 +78,10 @@ class Monitor:
     Use it as a context manager, or call close(). Take events with wait(), or by iterating: `for event in monitor`
     blocks and yields one at a time; `async for event in monitor` does the same under asyncio. Only close() ends either.
 
-    Synchronization: watch(), watch_many(), Watch.close(), wake() and close() may be called from any thread while
-    another is in wait(); a second wait() meanwhile raises RuntimeError. wake() and close() may be called from a signal
-    handler as well. After fork(2) the child's copy is closed and the parent's works on.
+    Synchronization: watch(), watch_many(), watch_tree(), watch_usage(), watch_pressure(), watch_stall(), `watches`, the
+    close() of any watch or tree, wake() and close() may be called from any thread while another is in wait(); a second
+    wait() meanwhile raises RuntimeError. wake() and close() may be called from a signal handler as well. After fork(2)
+    the child's copy is closed and the parent's works on.
 
     A kill may come without any signal: the whole host ran out of memory, say. So whenever the kernel log tells of one,
     or each `audit` seconds where the log is not read, the host's own count of kills is compared with what was told;
@@ -94,14 +95,17 @@ class Monitor:
         linger: seconds for which the signals of a removed cgroup are awaited after the last one: the kernel sends
             the removal's own 12 to 127 ms after rmdir(2) returned.
         audit: seconds between two audits where something can be found by them alone; None: no audits at all, and no
-            timer. Then a kill without a signal is told when its cgroup is next looked at for another reason.
-        victims: whether the kernel log is read, which wakes the monitor with each of its records. Without it no event
-            names a victim, nor waits for that, and audits come by the timer.
+            timer. Then a kill without a signal is told when its cgroup is next looked at for another reason, and what
+            could not be opened or followed at first is not tried again.
+        victims: whether the kernel log is read (/dev/kmsg; needs CAP_SYSLOG where kernel.dmesg_restrict is 1), which
+            wakes the monitor with each of its records. Without it no event names a victim, nor waits for that, and
+            audits come by the timer.
 
     Raises:
         ValueError: a period that is negative, NaN or infinite; an audit period of 0.
-        OSError: no descriptors left (EMFILE); it takes three, four more with the first watch, one more with the first
-            tree, and one a watch.
+        OSError: no descriptors left (EMFILE). It takes three; with the first watch four more (v2: five); with the first
+            tree one more where fanotify is to be had (v1: or inotify); with the first stall one more. Each watch takes
+            one; on v2 those for stalls alone do.
     """
 
     def __init__(
@@ -193,9 +197,12 @@ class Monitor:
             NotACgroupError: not a cgroup, or one without the memory controller.
             RootCgroupError: the hierarchy's root, which the kernel never signals.
             UnsupportedError: a v1 kernel that refuses (PREEMPT_RT), or has not what is asked for.
-            PermissionError: no read permission on memory.oom_control or no write permission on cgroup.event_control.
-            OSError: whatever else the kernel says: EROFS, EMFILE, ENFILE, ENOMEM.
-            ValueError: an empty path, one with a NUL, or the monitor is closed.
+            PermissionError: no read permission on memory.oom_control or no write permission on cgroup.event_control; on
+                v2 no read permission on the directory or memory.events.local.
+            OSError: whatever else the kernel says: EROFS, EMFILE, ENFILE, ENOMEM; on v2 ENOSPC
+                (fs.inotify.max_user_watches).
+            ValueError: an empty path, one with a NUL, or the monitor is closed; or `also` holds something else.
+            TypeError: not a path.
         """
         return self.watch_many([cgroup], also=also)[0]
 
@@ -213,7 +220,7 @@ class Monitor:
             Their watches, in the order given.
 
         Raises:
-            OSError, ValueError: as watch(); then none of them is watched and no descriptor is left behind.
+            OSError, ValueError, TypeError: as watch(); then none of them is watched and no descriptor is left behind.
         """
         paths = [absolute(cgroup) for cgroup in cgroups]
         kinds = _optional(also)
@@ -254,16 +261,24 @@ class Monitor:
 
         Args:
             root: the path of its directory. The hierarchy's root is taken for all that is below it.
-            source: who is to tell of new cgroups: "fanotify", "inotify" (see TreeWatch.source), None for the best.
+            source: who is to tell of new cgroups: "fanotify", "inotify" (see TreeWatch.source). None: on v1 whatever
+                another tree of this monitor has already, an inotify that was asked for by name too; else the best.
             also: as watch().
+
+        Returns:
+            The tree, after its first scan.
 
         Raises:
             FileNotFoundError: the root does not exist, or was removed meanwhile.
             NotADirectoryError: a file.
             NotACgroupError: not a cgroup, or one without the memory controller.
             UnsupportedError: v1 has not what is asked for.
+            PermissionError: its directory may not be read (on v1, but for the hierarchy's root: searched), or its
+                control file. What is in it and may not be looked at is Degraded.
             OSError: it cannot be read; the source asked for is not to be had; no descriptors at all are left.
-            ValueError: an empty path, one with a NUL, no such source, or the monitor is closed.
+            ValueError: an empty path, one with a NUL, no such source, or the monitor is closed; or `also` holds
+                something else.
+            TypeError: not a path.
         """
         path = absolute(root)
         check_kind(source)
@@ -390,7 +405,8 @@ class Monitor:
         Raises:
             UnsupportedError: a v2 cgroup, which has nothing that means the same; a share where there is no limit; a
                 kernel that does not account for swap, or refuses (PREEMPT_RT).
-            ValueError, TypeError: no threshold; an interval that is negative, NaN or infinite; the monitor is closed.
+            ValueError, TypeError: no path, no threshold; an interval that is negative, NaN or infinite; the monitor is
+                closed.
             OSError: as watch().
         """
         check_threshold(threshold)
@@ -412,6 +428,8 @@ class Monitor:
     ) -> PressureWatch:
         """Watches for memory pressure in a v1 cgroup, of a level or above; see Pressure.
 
+        The signals are those of vmpressure_event().
+
         Args:
             cgroup: the path of its directory.
             level: "low" (memory is reclaimed), "medium" (the reclaimer has to scan a lot for it), "critical" (an OOM is
@@ -423,6 +441,7 @@ class Monitor:
         Raises:
             UnsupportedError: a v2 cgroup, which has stalls instead; a kernel that refuses (PREEMPT_RT).
             ValueError: no such level or mode; an interval that is negative, NaN or infinite; the monitor is closed.
+            TypeError: not a path.
             OSError: as watch().
         """
         control = pressure_control(level, mode)
@@ -490,9 +509,12 @@ class Monitor:
         Raises:
             UnsupportedError: a v1 cgroup; pressure stall information is switched off, or not in this kernel.
             NotACgroupError: neither a cgroup nor the host.
-            ValueError: no such kind; a stall or a window outside the rules of all kernels; the monitor is closed.
+            ValueError: no such kind; a stall or a window outside the rules of all kernels; an empty path, or one with a
+                NUL; the monitor is closed.
+            TypeError: not a path, or no number.
             PermissionError: the file may not be written to.
-            OSError: what this kernel has against it (EINVAL), with the reason; FileNotFoundError, EMFILE, EAGAIN.
+            OSError: what this kernel has against it (EINVAL), with the reason; FileNotFoundError, EMFILE; EAGAIN: more
+                than some 1,024 in one monitor, or fs.aio-max-nr.
         """
         microseconds = check_trigger(kind, stall, window)
         with self._leaving, self._lock:
@@ -514,7 +536,11 @@ class Monitor:
 
     @property
     def watches(self) -> tuple[AnyWatch, ...]:
-        """All watches that are neither closed nor of removed cgroups, those of trees included; the oldest first."""
+        """All watches that are neither closed nor of removed cgroups, those of trees included; the oldest first.
+
+        Raises:
+            ValueError: the monitor is closed.
+        """
         with self._leaving, self._lock:
             self._check_open()
             shown = [watch for watch in self._all_watches() if self._is_shown(watch)]
@@ -604,6 +630,7 @@ class Monitor:
         Raises:
             ValueError: the timeout is negative or NaN, or the monitor is closed.
             RuntimeError: another wait(), or an iteration, is under way.
+            OSError: the host's counter or the kernel's log cannot be read any more; what was read before is kept.
         """
         return self._receive(_deadline(timeout), one=False)
 
@@ -754,6 +781,8 @@ class Monitor:
 
         Raises:
             ValueError: the monitor is closed.
+            RuntimeError: when advanced: another wait(), or iteration, is under way.
+            OSError: when advanced: as wait().
         """
         self._check_open()
         return self
@@ -775,6 +804,8 @@ class Monitor:
 
         Raises:
             ValueError: the monitor is closed.
+            RuntimeError: when advanced: another wait(), or iteration, is under way.
+            OSError: when advanced: as wait().
         """
         self._check_open()
         return self
@@ -820,9 +851,9 @@ class Monitor:
     def close(self) -> None:
         """Ends everything: all watches, and a wait() that is under way, which returns [].
 
-        What was not handed out is discarded. Closing again does nothing, unless an exception came the last time. May be
-        called from any thread and any signal handler: if another thread is inside a call, the descriptors are closed as
-        soon as it comes out.
+        What was not handed out is discarded. Of a TreeWatch or Watch the totals can still be read afterwards. Closing
+        again does nothing, unless an exception came the last time. May be called from any thread and any signal
+        handler: if another thread is inside a call, the descriptors are closed as soon as it comes out.
         """
         self._closing = True
         self._ring()

@@ -61,7 +61,7 @@ class PodNames:
         self._listed: tuple[int, int, int] | None = None
 
     def find(self, uid: str) -> PodName | None:
-        """The name of a pod.
+        """The name of a pod. It raises nothing.
 
         Args:
             uid: as Identity.pod has it.

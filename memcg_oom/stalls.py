@@ -44,8 +44,11 @@ class StallWatch(AnyWatch):
     """A trigger on a cgroup's stalls, or on the host's; made by Monitor.watch_stall().
 
     Attributes:
-        kind, stall, window: as given.
+        kind: "some" or "full", as given to Monitor.watch_stall().
+        stall, window: in seconds.
         removed, closed: as of any watch.
+
+    Synchronization: as AnyWatch.
     """
 
     __slots__ = ("kind", "stall", "window", "_fd", "_trigger")

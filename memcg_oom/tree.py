@@ -77,19 +77,27 @@ class TreeWatch:
 
     @property
     def ooms(self) -> int:
-        """OOM notifications of the kernel in all of its cgroups, those that are gone included, since it began."""
+        """OOMs in all of its cgroups, those that are gone included, since it began: in the units of Watch.ooms.
+
+        Readable after close().
+        """
         return self._monitor._total(self, "_past_ooms", "ooms")
 
     @property
     def kills(self) -> int:
-        """OOM kills in all of its cgroups, those that are gone included, since it began."""
+        """OOM kills in all of its cgroups, those that are gone included, since it began: in the units of Watch.kills.
+
+        Readable after close().
+        """
         return self._monitor._total(self, "_past_kills", "kills")
 
     @property
     def polled(self) -> int:
-        """How many of its cgroups are followed by their counters alone, because no descriptor was left for them.
+        """How many of its cgroups are followed by their counters alone.
 
-        Their kills and their removal are told, later than those of others; their OOMs are not.
+        That is for want of a descriptor, on v2 of an inotify watch. Their kills and their removal are told, later than
+        those of others; on v1 their OOMs are not. On v2 those whose memory controller was off when they were found are
+        among them.
         """
         return sum(watch.polled for watch in self)
 
@@ -108,7 +116,10 @@ class TreeWatch:
         return self._source.overflowed or bool(self._unfollowed)
 
     def close(self) -> None:
-        """Ends all of its watches; nothing of them is handed out any more. Closing again does nothing."""
+        """Ends all of its watches. From any thread; events of theirs that were not handed out are discarded.
+
+        Closing again does nothing.
+        """
         self._monitor._unwatch_tree(self)
 
     def __repr__(self) -> str:

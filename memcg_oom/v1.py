@@ -302,6 +302,9 @@ class V1Watches(Watches):
         """Looks at everybody of a round and tells what is new."""
         before = time.monotonic_ns()
         settled = before >= round_.deadline
+        # The first stands for all, though a batch may hold the signals of several OOMs. Where its killer is on and that
+        # of others is off, these are looked at from the deadline on: an OomResolved of theirs comes then at the
+        # earliest, and there is none of those whose tasks are free again by then.
         if round_.killer_off is None and len(watches) >= CROWD:
             round_.killer_off = self._is_killer_off(watches[0])
         if settled or len(watches) < CROWD or round_.killer_off or self._host_killed(round_):

@@ -9,7 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from memcg_oom.hierarchy import Place
     from memcg_oom.monitor import Monitor
-    from memcg_oom.rounds import Round
     from memcg_oom.tree import TreeWatch
 
 
@@ -40,7 +39,8 @@ class AnyWatch:
     def close(self) -> None:
         """Ends the watch: its registration and descriptor go, and nothing of it is handed out any more.
 
-        Closing it again, or after its monitor was closed, does nothing.
+        A member of a tree is left out of it; its later kills are told to nobody, and count in no total. Closing it
+        again, or after its monitor was closed, does nothing.
         """
         self._monitor._unwatch(self)
 
@@ -72,21 +72,15 @@ class Signalled(AnyWatch):
             self._trouble = Trouble(self._trouble.round)
         return self._trouble
 
-    @property
-    def _round(self) -> Round | None:
-        return self._trouble.round
-
-    @property
-    def _gone(self) -> bool:
-        return self._trouble.gone
-
 
 class Watch(Signalled):
     """One watched cgroup; made by Monitor.watch(), Monitor.watch_many() and Monitor.watch_tree().
 
     Attributes:
-        ooms: OOM notifications of the kernel since the watch began: the sum of Oom.count.
-        kills: OOM kills in this cgroup since the watch began: the sum of OomKill.count.
+        ooms: OOM notifications of the kernel since the watch began (v2: by the counter oom of memory.events.local): the
+            sum of Oom.count.
+        kills: OOM kills in this cgroup since the watch began (by oom_kill of memory.oom_control, v2: of
+            memory.events.local): the sum of OomKill.count.
         removed, closed: as of any watch.
 
     The totals move when an event is made, which is before the event is handed out.
@@ -106,7 +100,10 @@ class Watch(Signalled):
 
     @property
     def polled(self) -> bool:
-        """Whether it is followed by its counter alone, for want of a descriptor; see TreeWatch.polled."""
+        """Whether it is followed by its counters alone, for want of a descriptor, on v2 of an inotify watch.
+
+        See TreeWatch.polled. On v2 it is True too where the memory controller was off when it was found.
+        """
         return self._key & NO_FD == NO_FD
 
     def __repr__(self) -> str:

@@ -288,7 +288,7 @@ def settled(clerk: Clerk, own: str) -> bool:
     """Whether nothing of our own cgroups is left in the monitor: the late signals of removals were awaited."""
     with clerk.monitor._lock:
         own_watches = [watch for watch in clerk.monitor._watches.by_key.values() if watch.cgroup.startswith(own)]
-        return not any(watch.removed or watch._gone or watch._round for watch in own_watches)
+        return not any(watch.removed or watch._trouble.gone or watch._trouble.round for watch in own_watches)
 
 
 def judge(clerk: Clerk, tree: TreeWatch, workers: Workers) -> dict[str, int]:

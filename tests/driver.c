@@ -239,6 +239,10 @@ static void chosen(const char *cgroup, uint64_t device, uint64_t directory_id)
     memcg_register_many(device, ids, paths, 1, made);
     MUST(all[0].eventfd < 0 && all[0].step == MEMCG_STEP_CGROUP);
     memcg_unregister_many(made);
+    all[0].follower = 0;
+    memcg_register_many(device, NULL, "/no/such", 1, made);
+    MUST(all[0].eventfd == -ENOENT && all[0].follower == -EBADF);
+    memcg_unregister_many(made);
     close(mount_fd);
     free(made);
     MUST(open_descriptors() == before);

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 # Descriptors that are no watches: the standard three, the monitor's own, and what a tree leaves for others.
 _OTHER_FDS = 16 + HEADROOM
-_COUNTERS_ONLY = (
-    "trees follow cgroups by their counters: kills and removals are told, later, and no OOMs; others refuse"
-)
+# What it costs that registrations are refused, by version: v2 counts OOMs as well.
+_COUNTERS_ONLY = {
+    1: "trees follow cgroups by their counters: kills and removals are told, later, and no OOMs; others refuse",
+    2: "trees follow cgroups by their counters: OOMs, kills and removals are told, later; others refuse",
+}
 
 
 class Finding:
@@ -133,7 +135,7 @@ def _instances() -> Finding:
         return Finding(
             "events",
             f"no inotify instance to be had, of {limit} a user: {error.strerror}",
-            _COUNTERS_ONLY,
+            _COUNTERS_ONLY[2],
             "raise fs.inotify.max_user_instances",
         )
     os.close(inotify.fd)
@@ -157,14 +159,16 @@ def _registration(mount: Mount) -> Finding:
     name = "registration"
     event_control = os.path.join(mount.point, "cgroup.event_control")
     if _read("/sys/kernel/realtime") == "1":
-        return Finding(name, "refused: a PREEMPT_RT kernel", _COUNTERS_ONLY, "run a kernel without PREEMPT_RT")
+        return Finding(name, "refused: a PREEMPT_RT kernel", _COUNTERS_ONLY[1], "run a kernel without PREEMPT_RT")
     if mount.read_only:
-        return Finding(name, f"not possible: {mount.point} is mounted read-only", _COUNTERS_ONLY, "mount it read-write")
+        return Finding(
+            name, f"not possible: {mount.point} is mounted read-only", _COUNTERS_ONLY[1], "mount it read-write"
+        )
     if not os.access(event_control, os.W_OK):
         return Finding(
             name,
             f"no write permission on {event_control}",
-            f"where cgroup.event_control is not writable either, {_COUNTERS_ONLY}",
+            f"where cgroup.event_control is not writable either, {_COUNTERS_ONLY[1]}",
             "run as root",
         )
     return Finding(name, "permitted")

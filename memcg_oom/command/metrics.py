@@ -126,7 +126,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("memcg_watched_cgroups", "Cgroups that are watched.", len(snapshot.watches))
         yield GaugeMetricFamily(
             "memcg_polled_cgroups",
-            "Cgroups, of those watched, that are followed by their counters alone: their OOMs are not told.",
+            "Cgroups, of those watched, that are told of by their counters alone: later, and on v1 without OOMs.",
             sum(isinstance(watch, Watch) and watch.polled for watch in snapshot.watches),
         )
         degraded = GaugeMetricFamily(

@@ -84,16 +84,22 @@ class Child:
     """
 
     def __init__(self, command: list[str], cgroup: Cgroup) -> None:
+        self._over = False
+        self._pid = self.pidfd = -1
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
             self._pid = _spawn(command, cgroup, self._mask)
+            self.pidfd = os.pidfd_open(self._pid)
+            self._forwarder = threading.Thread(target=self._forward, name="memcg_oom-signals", daemon=True)
+            self._forwarder.start()
         except BaseException:
+            if self._pid >= 0:
+                os.kill(self._pid, signal.SIGKILL)  # nobody else has reaped it
+                self.reap()
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             raise
-        self.pidfd = os.pidfd_open(self._pid)
-        self._over = False
-        self._forwarder = threading.Thread(target=self._forward, name="memcg_oom-signals", daemon=True)
-        self._forwarder.start()
 
     def _forward(self) -> None:
         while True:

@@ -441,4 +441,4 @@ def take_while(
 
 def take_until_settled(monitor: Monitor, *watches: Watch) -> list[Event]:
     """Takes events until none of the watches has another look before it."""
-    return take_while(monitor, lambda: any(watch._round is not None for watch in watches))
+    return take_while(monitor, lambda: any(watch._trouble.round is not None for watch in watches))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
 
-from memcg_oom import EventFD, mounts
-from memcg_oom.command import scratch
+from memcg_oom import Cgroup, EventFD, mounts
+from memcg_oom.command import check, run, scratch
 from memcg_oom.command.errors import Unavailable
 from memcg_oom.command.signals import Signals
 from memcg_oom.command.text import escape
@@ -99,6 +103,41 @@ def test_nothing_that_a_terminal_would_act_on_is_left() -> None:
     assert escaped.isprintable()
     assert escaped.endswith("\u00fc")
     assert escape("plain/\u6f22, text") == "plain/\u6f22, text"
+
+
+# -- what check says
+
+
+def refuse(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_inotify_v2_is_told_of_ooms_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "Inotify", refuse)
+    cost = check._instances().cost
+    assert "OOMs, kills and removals are told, later" in cost
+    assert "no OOMs" not in cost
+
+
+# -- a command that is run
+
+
+@pytest.mark.parametrize("failing", ["pidfd_open", "start"])
+def test_a_command_that_cannot_be_followed_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (tmp_path / "cgroup.procs").touch()
+    stand_in = cast("Cgroup", SimpleNamespace(path=str(tmp_path)))
+    if failing == "start":
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        run.Child(["sleep", "1000"], stand_in)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 # -- signals

@@ -21,6 +21,7 @@ from memcg_oom.discovery import Discovery
 from memcg_oom.search import Search
 from memcg_oom.sources import Inotify, Source
 from tests.fake.fake_kernel import AGES, FakeKernel, brief, replace_in_lib, take, take_while
+from tests.fake.fake_v2 import FakeV2Kernel
 from tests.fake.test_faults import Strike, collect_by_iteration, collect_by_wait, count_fds
 from tests.support import limit_with_room
 
@@ -93,9 +94,10 @@ def test_the_refused_are_followed_by_their_counters(
         cgroups[1].rmdir()
         cgroups[0].kill()
         take_while(monitor, lambda: tree.polled > 1 or tree.kills < 7, events)
-        take_while(monitor, lambda: len(monitor._watches.by_key) > 2, events)
+        take_while(monitor, lambda: len(monitor._watches.by_key.values()) > 2, events)
         (one,) = degraded(events)
         assert remedy in one.remedy
+        assert "their OOMs are not" in one.cost
         assert {"root": os.strerror(error), "kernel": "PREEMPT_RT"}.get(remedy, "no descriptors left") in one.what
         names = [name for name, _ in brief(events) if name not in ("OomKill", "Degraded")]
         assert names == (["Created"] * 3 if when == "created" else []) + ["Removed"] * 2
@@ -115,6 +117,28 @@ def test_a_refused_one_beside_one_that_is_not(kernel: FakeKernel, monkeypatch: p
         bad.rmdir()
         events += take(monitor, 2)
         assert sorted(brief(events)) == [("Created", 0), ("Created", 0), ("Degraded", 0), ("Oom", 1), ("Removed", 0)]
+
+
+def test_on_v2_the_ooms_of_the_refused_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        lib.memcg_attach_many(*arguments)
+        row = arguments[-1].rows[0]
+        lib.memcg_inotify_remove(arguments[-1].inotify_fd, row.watch)
+        row.watch, row.step = -errno.ENOSPC, lib.MEMCG_STEP_FOLLOW
+
+    kernel = FakeV2Kernel(tmp_path, monkeypatch)
+    cgroup = kernel.make_v2()
+    replace_in_lib(monkeypatch, memcg_attach_many=refuse)
+    with Monitor(settle=AGES, audit=0.02) as monitor:
+        tree = monitor.watch_tree(cgroup.path, source="inotify")
+        assert tree.polled == 1
+        cgroup.count(oom=1)
+        events = take(monitor, 2)
+        assert brief(events) == [("Degraded", 0), ("Oom", 1)]
+        (one,) = degraded(events)
+        assert "their OOMs, kills and removals are told, later" in one.cost
+        assert "max_user_watches" in one.remedy
+    kernel.close()
 
 
 def test_descriptors_are_left_for_others(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:

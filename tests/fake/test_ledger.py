@@ -484,7 +484,7 @@ def test_a_kill_without_a_signal(kernel: FakeKernel) -> None:
     one, other = kernel.make("a"), kernel.make("b")
     with Monitor(settle=0.01) as monitor:
         watches = monitor.watch_many([one.path, other.path])
-        assert take_while(monitor, lambda: any(watch._round for watch in watches)) == []
+        assert take_while(monitor, lambda: any(watch._trouble.round for watch in watches)) == []
         other.kill(3)
         assert not readable(monitor.fileno())
         kernel.log()
@@ -500,7 +500,7 @@ def test_a_log_that_speaks_of_other_things(kernel: FakeKernel) -> None:
     cgroup = kernel.make()
     with Monitor(settle=0.0) as monitor:
         watch = monitor.watch(cgroup.path)
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         kernel.log("6,1,1,-;eth0: link up\n")
         assert readable(monitor.fileno())
         assert monitor.wait(0) == []
@@ -512,7 +512,7 @@ def test_an_overrun_log_is_a_reason(kernel: FakeKernel) -> None:
     cgroup = kernel.make()
     with Monitor(settle=0.0) as monitor:
         watch = monitor.watch(cgroup.path)
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         cgroup.kill()
         kernel.overrun_log()
         degraded, kill = take(monitor, 2)
@@ -528,7 +528,7 @@ def test_what_an_exception_takes_from_the_log(
     cgroup = kernel.make()
     with Monitor(settle=0.0) as monitor:
         watch = monitor.watch(cgroup.path)
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         cgroup.kill()
         kernel.log()
         log: Any = memcg_oom.kernel_log.__dict__["os"]
@@ -576,12 +576,12 @@ def test_no_audits(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     with Monitor(settle=0.0, audit=None, victims=False) as monitor:
         watch = monitor.watch(cgroup.path)
         assert opened == [memcg_oom.host.VMSTAT]
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         cgroup.kill()
         kernel.log()
         cgroup.oom()
         assert brief(take(monitor, 2)) == [("Oom", 1), ("OomKill", 1)]
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         assert (monitor._audit.due, monitor._armed) == (0, 0)
 
 
@@ -602,7 +602,7 @@ def test_a_host_that_counts_no_kills(kernel: FakeKernel) -> None:
         kernel.make_root().count_kill()
         events = take(monitor, 2)
         assert brief(events)[:2] == [("Oom", 1), ("OomKill", 1)]
-        take_while(monitor, lambda: any(watch._round for watch in tree), events)
+        take_while(monitor, lambda: any(watch._trouble.round for watch in tree), events)
         assert not [event for event in events if isinstance(event, Unattributed)]
 
 
@@ -635,7 +635,7 @@ def test_two_watches_of_one_cgroup_tell_one_kill(kernel: FakeKernel) -> None:
     twice, other = kernel.make("a"), kernel.make("b")
     with Monitor(settle=0.0) as monitor:
         watches = monitor.watch_many([twice.path, twice.path, other.path])
-        take_while(monitor, lambda: any(watch._round for watch in watches))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in watches))
         twice.kill()
         other.kill()
         assert monitor._watches.sweep(list(watches[:2]))
@@ -686,7 +686,7 @@ def test_asyncio_gets_everything(kernel: FakeKernel) -> None:
 
     with Monitor(settle=0.0) as monitor:
         watches = monitor.watch_many([cgroup.path for cgroup in cgroups])
-        take_while(monitor, lambda: any(watch._round for watch in watches))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in watches))
         for _ in range(2):
             for cgroup in cgroups:
                 cgroup.kill()
@@ -698,7 +698,7 @@ def test_signals_go_before_the_rest_of_a_sweep(kernel: FakeKernel) -> None:
     cgroups = [kernel.make(f"c{i}") for i in range(3 * CHUNK)]
     with Monitor(settle=0.0) as monitor:
         watches = monitor.watch_many([cgroup.path for cgroup in cgroups])
-        take_while(monitor, lambda: any(watch._round for watch in watches))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in watches))
         cgroups[-1].kill()
         kernel.log()
         take_while(monitor, lambda: monitor._audit._rest is None, pause=0)
@@ -718,7 +718,7 @@ def test_nobody_wakes_when_nothing_happens(
         cgroup.oom()
         cgroup.kill()
         kernel.log()
-        take_while(monitor, lambda: not watch.kills or watch._round or monitor._audit.due)
+        take_while(monitor, lambda: not watch.kills or watch._trouble.round or monitor._audit.due)
         waits = count_waits(monkeypatch)
         assert monitor.wait(0.3) == []
         assert len(waits) == 1
@@ -728,7 +728,7 @@ def test_a_call_during_a_sweep_leaves_no_timer(kernel: FakeKernel, monkeypatch: 
     cgroups = [kernel.make(f"c{i}") for i in range(2 * CHUNK + 1)]
     with Monitor(settle=0.0) as monitor:
         watches = monitor.watch_many([cgroup.path for cgroup in cgroups])
-        take_while(monitor, lambda: any(watch._round for watch in watches))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in watches))
         cgroups[-1].kill()
         kernel.log()
         take_while(monitor, lambda: monitor._audit._rest is None, pause=0)

@@ -288,7 +288,7 @@ def an_oom_that_is_resolved(stage: Stage) -> None:
         eventually(lambda: monitor.wait(0) == [] and watch._trouble.stuck)
         cgroup.sleep(False, killer_off=True)
         events = stage.wait(monitor)
-        take_while(monitor, lambda: watch._round is not None, events)
+        take_while(monitor, lambda: watch._trouble.round is not None, events)
         assert brief(events) == [("OomResolved", 0)]
 
 

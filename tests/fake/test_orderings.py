@@ -99,7 +99,7 @@ def test_where_the_killer_is_off_an_episode_ends_when_under_oom_does(kernel: Fak
         cgroup.oom()
         assert brief(take(monitor, 1)) == [("Oom", 1)]
         assert monitor.wait(0.3) == []  # behind the end of the settle
-        assert watch._round is not None
+        assert watch._trouble.round is not None
         cgroup.oom()  # another task, after one was freed too shortly to be seen
         assert brief(take(monitor, 1)) == [("Oom", 1)]
         cgroup.sleep(False, killer_off=where == "here")
@@ -108,7 +108,7 @@ def test_where_the_killer_is_off_an_episode_ends_when_under_oom_does(kernel: Fak
         assert isinstance(events[0], OomResolved)
         assert events[0].after >= 0.3
         # The audit that the OOM has called for may come after the settle.
-        assert take_while(monitor, lambda: watch._round is not None or readable(monitor.fileno())) == []
+        assert take_while(monitor, lambda: watch._trouble.round is not None or readable(monitor.fileno())) == []
 
 
 def test_where_the_killer_is_on_above_it_is_nobodys_business_here(kernel: FakeKernel) -> None:
@@ -192,7 +192,7 @@ def test_signals_in_the_middle_of_a_settle_prolong_it(kernel: FakeKernel) -> Non
         assert monitor.wait(0.1) == []  # the first settle is over by now
         cgroup.kill()
         assert brief(monitor.wait(PATIENCE)) == [("OomKill", 1)]
-        assert watch._round is not None
+        assert watch._trouble.round is not None
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["asked-for-late", "asked-for-before"])
@@ -373,7 +373,7 @@ def test_the_registration_of_a_removed_cgroup_ends(kernel: FakeKernel, monkeypat
         watch = monitor.watch(cgroup.path)
         cgroup.rmdir()
         assert brief(take(monitor, 1)) == [("Removed", 0)]
-        take_while(monitor, lambda: monitor._watches.by_key)
+        take_while(monitor, lambda: list(monitor._watches.by_key.values()))
         cgroup.oom_before_removal(3)
         assert monitor.wait(0) == []
         assert not readable(monitor.fileno())
@@ -389,7 +389,7 @@ def test_gone_at_a_look_before_any_signal(kernel: FakeKernel) -> None:
         cgroup.oom()
         assert brief(monitor.wait(0)) == [("Oom", 1)]
         cgroup.rmdir()
-        assert take_while(monitor, lambda: not watch._gone) == []
+        assert take_while(monitor, lambda: not watch._trouble.gone) == []
         v1(monitor)._linger = 0
         cgroup.oom_before_removal(2)
         cgroup.removal_signal()
@@ -572,7 +572,7 @@ def test_a_watch_closed_over_a_removal(kernel: FakeKernel, when: str) -> None:
         cgroup.oom_before_removal(2)
         if when != "unread":
             assert monitor.wait(0) == []
-            assert watch._gone
+            assert watch._trouble.gone
         if when == "removed":
             v1(monitor)._linger = 0
             cgroup.removal_signal()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import memcg_oom.hierarchy
 import memcg_oom.monitor
 from memcg_oom import CgroupEvent, Created, Event, Monitor, Oom, OomKill, Removed, TreeWatch
 from memcg_oom._native import lib
+from memcg_oom.hierarchy import Hierarchy, Place
 from memcg_oom.watches import CROWD
 from tests.fake.fake_kernel import AGES, FakeCgroup, FakeKernel, brief, replace_in_lib, take, take_while, v1
 from tests.support import Ledger, readable
@@ -94,7 +96,7 @@ def test_nobody_wakes_for_a_tree_in_which_nothing_happens(kernel: FakeKernel, mo
     kernel.make()
     with Monitor(settle=0.0, audit=0.02) as monitor:
         tree = kernel.tree(monitor)
-        take_while(monitor, lambda: any(watch._round for watch in tree))
+        take_while(monitor, lambda: any(watch._trouble.round for watch in tree))
         waits: list[int] = []
 
         def counted(epoll_fd: int, timeout: int, batch: Any) -> int:
@@ -270,6 +272,57 @@ def test_registered_and_gone_leaves_no_inotify_watch(kernel: FakeKernel, monkeyp
         replace_in_lib(monkeypatch, memcg_register_many=gone_at_the_write, memcg_inotify_remove=noted)
         assert monitor.wait(0) == []
         assert added == removed != []
+
+
+def test_what_was_never_followed_is_not_let_go_of(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    followers: list[int] = []
+    removed: list[int] = []
+
+    def gone_before(*arguments: Any) -> None:
+        cgroup.gone = True
+        kernel.bury(cgroup.path)
+        lib.memcg_register_many(*arguments)
+        followers.append(arguments[-1].rows[0].follower)
+
+    def noted(fd: int, watch: int) -> int:
+        removed.append(watch)
+        return int(lib.memcg_inotify_remove(fd, watch))
+
+    with Monitor(settle=AGES) as monitor:
+        kernel.tree(monitor)
+        cgroup = kernel.make()
+        replace_in_lib(monkeypatch, memcg_register_many=gone_before, memcg_inotify_remove=noted)
+        assert monitor.wait(0) == []
+        assert followers == [-errno.EBADF]
+        assert removed == []
+
+
+def test_a_path_that_was_removed_is_nobodys(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel adds " (deleted)" to the path of a directory that goes while it is asked for."""
+    file_system: Any = memcg_oom.hierarchy.__dict__["os"]
+    cgroup = kernel.make()
+    old = str(cgroup.path)
+    hierarchy = Hierarchy(old)
+    try:
+        hierarchy.by_id = True  # in which way paths are asked for
+        place = Place(None, old, os.stat(old).st_ino, 0)
+        cgroup.rename("b")
+        new = str(cgroup.path)
+        replace_in_lib(monkeypatch, memcg_open_by_id=lambda _fd, _id: os.open(new, os.O_RDONLY | os.O_CLOEXEC))
+        said: list[str] = []
+
+        def removed_first(link: str) -> str:
+            shutil.rmtree(new)
+            said.append(os.readlink(link))
+            return said[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(file_system, "readlink", removed_first, raising=False)
+            hierarchy.follow([place])
+        assert said == [f"{new} (deleted)"]
+        assert place.path == old
+    finally:
+        hierarchy.close()
 
 
 def test_events_that_were_overtaken(kernel: FakeKernel) -> None:
@@ -548,10 +601,10 @@ def test_the_gate_does_not_end_a_settle_nor_the_last_look(kernel: FakeKernel, mo
         assert len(take(monitor, CROWD)) == CROWD
         take_while(monitor, lambda: steps(monitor) < 4)
         cgroups[0].count_kill()  # the host's counter says nothing of it: only the last look can tell
-        events = take_while(monitor, lambda: watches[0]._round)
+        events = take_while(monitor, lambda: watches[0]._trouble.round)
         assert brief(events) == [("OomKill", 1)]
         assert looks.count == 1
-        assert all(watch._round is None for watch in watches)
+        assert all(watch._trouble.round is None for watch in watches)
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EAGAIN])

@@ -181,7 +181,7 @@ def test_a_line_of_a_kill_that_the_counter_does_not_show(kernel: FakeKernel) -> 
     cgroup = kernel.make()
     with Monitor(settle=LONG) as monitor:
         watch = monitor.watch(cgroup.path)
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         cgroup.log_kill(92)
         monitor.wait(0.05)
         cgroup.oom()
@@ -209,7 +209,7 @@ def test_a_namesake(kernel: FakeKernel, which: str) -> None:
         old.removal_signal()
         events: list[Event] = []
         take_while(monitor, lambda: not watch.removed, events)
-        take_while(monitor, lambda: other._round, events)
+        take_while(monitor, lambda: other._trouble.round, events)
         events += monitor.wait(0)
         assert brief(events, watch) == [("Oom", 1), ("Removed", 1)]
         assert brief(events, other) == ([] if which == "old" else [("Oom", 1), ("OomKill", 1)])
@@ -363,7 +363,7 @@ def test_what_the_log_alone_knows_of_a_removed_cgroup(kernel: FakeKernel) -> Non
         tree = kernel.tree(monitor)
         watch = tree.member(cgroup.path.stat().st_ino)
         assert watch is not None
-        take_while(monitor, lambda: watch._round)
+        take_while(monitor, lambda: watch._trouble.round)
         cgroup.oom(2)
         kernel.host_killed()
         cgroup.log_kill(93)

@@ -209,7 +209,7 @@ def test_a_kill_of_a_later_namesake_that_is_gone_as_well(kernel: FakeKernel) -> 
         until(monitor, lambda: watch.kills, events)
         old.rmdir()
         old.removal_signal()
-        until(monitor, lambda: watch._gone, events)
+        until(monitor, lambda: watch._trouble.gone, events)
         new = kernel.make("a")
         another = monitor.watch(new.path)
         new.oom()

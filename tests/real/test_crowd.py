@@ -49,7 +49,7 @@ def test_removals_and_renames_in_the_middle(memcg1: Path, hog: str, how: str, fi
             for one in gone:
                 independent[one].await_more_than(0)
             reader.wait_for_removals(len(gone))
-            eventually(lambda: all(watches[one]._round is None for one in watches if one not in gone))  # noqa: B023
+            eventually(lambda: all(watches[one]._trouble.round is None for one in watches if one not in gone))  # noqa: B023
             expected = {one: own.read() - (one in gone) for one, own in independent.items()}
             assert {one: watches[one].ooms for one in independent} == expected
             assert {one for one in independent if watches[one].kills} == {os.stat(victim).st_ino}

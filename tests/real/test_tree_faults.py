@@ -91,7 +91,7 @@ def test_removed_cgroups_leave_nothing(memcg1: Path, source: str, monkeypatch: p
         assert descriptors() == fds
         assert not tree._left_out
         assert not tree._unfollowed
-        assert len(monitor._watches.by_key) == 1
+        assert len(monitor._watches.by_key.values()) == 1
 
 
 # The waits in between are so short that each cgroup may go at any step of its registration.
