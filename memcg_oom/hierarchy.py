@@ -417,8 +417,19 @@ class Hierarchy:
                 except OSError as error:
                     found[i] = (-(error.errno or errno.EIO), 0, 0, 0, 0)
                     continue
-                # The kernel says ESTALE as well when it has no memory for the inode.
-                found[i] = (-errno.EAGAIN if is_same else -OFF, 0, 0, 0, 0)
+                # The kernel says ESTALE as well when it has no memory for the inode. And of one that is just going the
+                # controller's files go before the rest of it (kill_css() in cgroup_destroy_locked()).
+                is_off = not is_same and not self.controls_memory(os.path.dirname(places[i].path))
+                found[i] = (-OFF if is_off else -errno.EAGAIN, 0, 0, 0, 0)
+
+    @staticmethod
+    def controls_memory(path: str) -> bool:
+        """Whether the memory controller is on in what is in a v2 cgroup (cgroup.subtree_control)."""
+        try:
+            with open(f"{path}/cgroup.subtree_control", "rb") as file:
+                return b"memory" in file.read().split()
+        except FileNotFoundError:
+            return False
 
     def _count(self, places: Sequence[Place]) -> list[Counters]:
         slices = self._in_slices(_Counting, places)

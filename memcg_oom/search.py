@@ -239,7 +239,7 @@ class Search:
     def _one(self, newcomer: _Newcomer, row: Registration) -> Place | None:
         """What became of a newcomer: it is found, with an eventfd or without, or it is gone."""
         error = -row.descriptor
-        is_off = row.is_off and (newcomer.parent is None or self._is_still_there(newcomer.parent, newcomer))
+        is_off = row.is_off and (newcomer.parent is None or self._is_off(newcomer.parent, newcomer))
         if is_off and newcomer.parent is None:
             raise off_error(row.path)
         if not is_off and row.descriptor < 0 and (error in GONE or row.control_id == 0 or row.before[0] < 0):
@@ -271,6 +271,10 @@ class Search:
                 return False  # or it would be told twice
         watermark = self.tree._watermark
         return newcomer.born if watermark is None else newcomer.directory_id > watermark
+
+    def _is_off(self, parent: Place, newcomer: _Newcomer) -> bool:
+        """Whether one without the controller's files is there without them, and not just going."""
+        return self._is_still_there(parent, newcomer) and not self._hierarchy.controls_memory(parent.path)
 
     def _is_still_there(self, parent: Place, newcomer: _Newcomer) -> bool:
         """Whether one that could not be opened is there all the same.

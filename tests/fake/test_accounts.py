@@ -246,3 +246,41 @@ def test_news_of_which_nobody_knows_yet_whose_they_are(kernel: FakeV2Kernel, mon
         watch = monitor.watch(cgroup.path)
         events = take_while(monitor, lambda: not watch.kills)
         assert {type(event) for event in events} == {Oom, OomKill}
+
+
+def half_removed(cgroup: FakeV2Cgroup) -> None:
+    """As rmdir(2) has it for a moment: the controller's files are gone, the rest of the cgroup is there."""
+    for name in ("memory.events.local", "memory.events"):
+        (cgroup.path / name).rename(cgroup.kernel._graves / f"{cgroup.path.name}-{name}")
+
+
+def test_a_look_while_the_removal_is_under_way(kernel: FakeV2Kernel) -> None:
+    """It is not taken for one whose controller was switched off, of which nothing is owed any more."""
+    cgroup = kernel.make_v2()
+    with Monitor(settle=SETTLE) as monitor:
+        watch = monitor.watch(cgroup.path)
+        cgroup.count(oom=1)
+        take_while(monitor, lambda: not watch.ooms)
+        half_removed(cgroup)
+        assert not monitor._watches.sweep([watch])
+        monitor.wait(0)
+        cgroup.rmdir()
+        (removed,) = take_while(monitor, lambda: not watch.removed)
+        assert isinstance(removed, Removed)
+        assert removed.unresolved == 1
+
+
+def test_one_is_found_while_its_removal_is_under_way(kernel: FakeV2Kernel) -> None:
+    """Nobody knows what it counted: its kill is not told of its neighbour, nor of the one above."""
+    top = kernel.make_v2("top")
+    kernel.make_v2("top/other")
+    with Monitor(settle=SETTLE) as monitor:
+        tree = watched(monitor, top)
+        going = kernel.make_v2("top/going")
+        going.count(oom=1, oom_kill=1)
+        half_removed(going)
+        events = take_while(monitor, lambda: not monitor._discovery.needs_audit)
+        going.rmdir()
+        take_while(monitor, lambda: not any(isinstance(event, Unattributed) for event in events), events)
+        assert [one for one in told(events) if one[0] == "OomKill"] == []
+        assert not tree.kills
