@@ -473,6 +473,7 @@ class Monitor:
         hierarchy, opened = self._hierarchy([path], skip_gone=False)
         assert hierarchy is not None  # what does not exist was an error
         registrations: Registrations | None = None
+        alarm: _Alarm | None = None
         try:
             if hierarchy.version == 2:
                 raise UnsupportedError(errno.EOPNOTSUPP, instead, path)
@@ -487,6 +488,8 @@ class Monitor:
                 self._watches.set_alarm(alarm, registrations)
                 self._call()
         except BaseException:
+            if alarm is not None:
+                self._unwatch(alarm)
             self._undo(registrations)
             raise
         finally:

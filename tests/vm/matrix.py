@@ -29,7 +29,6 @@ TESTS = {
     ),
     "v2": (
         "churn",
-        "hostile",
         "idle",
         "oom_handler",
         "stall",
