@@ -458,8 +458,9 @@ class V2Watches(Watches):
     def changed(self, changes: Iterable[Happened]) -> None:
         """Takes note of what has happened to names in directories.
 
-        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard, or
-        that could not be taken in, somebody may have been killed.
+        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard (it was
+        there before its directory was followed, and gone before that was listed), or that could not be taken in, somebody
+        may have been killed.
         """
         assert self.hierarchy is not None  # somebody is there to tell of it
         fresh: set[tuple[int, str]] = set()  # made, and not removed
@@ -478,7 +479,8 @@ class V2Watches(Watches):
                     (directory_id, name) in fresh
                     or mask & CREATED
                     or doubted
-                    or (child is not None and self.hierarchy.moved([child.place])[0] != lib.MEMCG_ELSEWHERE)
+                    or child is None
+                    or self.hierarchy.moved([child.place])[0] != lib.MEMCG_ELSEWHERE
                 ):
                     self._strangers.add(parent)
                 fresh.discard((directory_id, name))

@@ -192,6 +192,10 @@ class Books:
             case _:
                 self.degraded.append(repr(event))
 
+    def __repr__(self) -> str:
+        told = {name: dict(getattr(self, name)) for name in ("created", "kills", "ooms", "removed")}
+        return f"{told}, {self.unattributed} of nobody, {self.unresolved} unresolved, {self.wrong}, {self.degraded}"
+
     def missed(self, kills: Counter[int]) -> int:
         """How many of these kills were not told with their cgroup."""
         return sum(count - self.kills[cgroup] for cgroup, count in kills.items())
@@ -244,7 +248,8 @@ class Clerk(Reader):
         finally:
             timer.cancel()
             timer.join()
-        raise AssertionError("what was waited for did not come")
+        with self._changed:
+            raise AssertionError(f"what was waited for did not come; there was {self.books}")
 
 
 @contextlib.contextmanager
@@ -296,7 +301,15 @@ def judge(clerk: Clerk, tree: TreeWatch, workers: Workers) -> dict[str, int]:
     at_the_end = host_kills()
     # Somebody else may be killing on this host, beside us and after us: hence two bounds instead of `==`.
     clerk.wait_for(lambda: clerk.books.told >= at_the_end - clerk.most)
-    clerk.wait_for(lambda: clerk.books.unattributed >= clerk.books.missed(workers.kills))
+    try:
+        clerk.wait_for(lambda: clerk.books.unattributed >= clerk.books.missed(workers.kills))
+    except AssertionError as error:
+        kills = clerk.books.kills
+        wrong = {one: (count, kills[one]) for one, count in workers.kills.items() if kills[one] != count}
+        raise AssertionError(
+            f"host {host_kills()}, {clerk.least} to {clerk.most} at first; done and told: {wrong}; "
+            f"told of others: {set(kills) - set(workers.kills)}; monitor: {clerk.monitor._watches.__dict__}"
+        ) from error
     clerk.wait_for(lambda: all(clerk.books.removed[cgroup] for cgroup in clerk.books.created if cgroup in workers.gone))
     with clerk._changed:
         books = clerk.books

@@ -99,6 +99,38 @@ def test_a_kill_in_one_that_is_born_with_the_one_above_it(
         ]
 
 
+def test_a_kill_in_one_that_was_there_before_its_directory_was_followed(
+    kernel: FakeV2Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is gone before that is listed: all that is heard of it is its end. It is not told of who goes there next."""
+    top = kernel.make_v2("top")
+    with Monitor(settle=SETTLE) as monitor:
+        tree = watched(monitor, top)
+        pod = kernel.make_v2("top/pod")
+        unseen = kernel.make_v2("top/pod/unseen")
+        listed = Search._listed
+
+        def gone_and_listed(search: Search, *arguments: object) -> object:
+            if unseen.path.exists():
+                unseen.count(oom=1, oom_kill=1)
+                unseen.rmdir()
+            return listed(search, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Search, "_listed", gone_and_listed)
+        events = until_there(monitor, tree, pod)
+        take_while(monitor, lambda: not any(isinstance(event, Unattributed) for event in events), events)
+        innocent = kernel.make_v2("top/pod/innocent")
+        events += until_there(monitor, tree, innocent)
+        innocent.rmdir()
+        events += until_gone(monitor, tree, innocent)
+        assert told(events) == [
+            ("Created", "pod", 0),
+            ("Unattributed", "", 1),
+            ("Created", "innocent", 0),
+            ("Removed", "innocent", 0),
+        ]
+
+
 def test_a_kill_that_is_in_no_account_is_held_against_nobody(
     kernel: FakeV2Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
