@@ -94,7 +94,7 @@ def missing(hierarchy: Hierarchy, ancestor: Node) -> tuple[int, int] | None:
 def suspects(gone: Sequence[Node]) -> list[Node]:
     """Those of several that went together in whom somebody may have been killed.
 
-    A cgroup with memory cgroups in it has no processes of its own (the no-internal-process rule).
+    Not in one that was looked at when it had memory cgroups in it already, and no processes of its own therefore.
+    Before it had, somebody may have been killed in it.
     """
-    parents = {node.parent for node in gone}
-    return [node for node in gone if node.counters is not None and node not in parents]
+    return [node for node in gone if node.counters is not None and not node.inner]

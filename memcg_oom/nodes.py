@@ -33,6 +33,8 @@ class Node:
         unresolved: OOMs of the present settle that no kill has answered.
         ran_out: whether its limit was hit in the present settle.
         noisy: whether the last look found nothing but memory.max and memory.high at work.
+        inner: whether it was looked at when there were memory cgroups in it already. It has no processes of its own
+            then (the no-internal-process rule), so that nothing in it is unknown.
         state: 0, or what a look has found and nobody was told of yet: SWITCHED_OFF, REMOVED.
     """
 
@@ -50,6 +52,7 @@ class Node:
         "unresolved",
         "ran_out",
         "noisy",
+        "inner",
         "state",
     )
 
@@ -65,7 +68,16 @@ class Node:
         self.unresolved = 0
         self.ran_out = False
         self.noisy = False
+        self.inner = False
         self.state = 0
+
+    @property
+    def has_memory_below(self) -> bool:
+        """Whether there are memory cgroups in it."""
+        for child in self.children.values():  # noqa: SIM110 - any() would leave a generator half-way
+            if child.counters is not None:
+                return True
+        return False
 
     def all_below(self) -> Iterator[Node]:
         """It and all below it that are known."""

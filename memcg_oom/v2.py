@@ -165,6 +165,9 @@ class V2Watches(Watches):
                 changes += one_registrations.hand_over()
             self._resting.append((time.monotonic_ns() + self._settle, nodes))
             commit(changes + entry.changes() + self._outbox.put(events))
+            # From here on they have no processes of their own: what was killed in them before is theirs.
+            above = dict.fromkeys(node.parent for node in nodes)
+            self._urgent.update((one, None) for one in above if one is not None and one.watches and not one.inner)
             if tree is not None and not self._is_local:
                 self._open_accounts(found)
         except BaseException:
@@ -393,6 +396,8 @@ class V2Watches(Watches):
         parent, name = node.parent, os.path.basename(node.place.path)
         if parent is not None and parent.children.get(name) is node:
             del parent.children[name]
+            if not parent.children:
+                parent.inner = False
         return True
 
     def hand_over(self, fds: list[int]) -> list[Change]:
@@ -458,9 +463,9 @@ class V2Watches(Watches):
     def changed(self, changes: Iterable[Happened]) -> None:
         """Takes note of what has happened to names in directories.
 
-        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard (it was
-        there before its directory was followed, and gone before that was listed), or that could not be taken in, somebody
-        may have been killed.
+        Who is known by one of them may be gone; and in one that was made and removed since, of whom nobody heard (it
+        was there before its directory was followed, and gone before that was listed), or that could not be taken in,
+        somebody may have been killed.
         """
         assert self.hierarchy is not None  # somebody is there to tell of it
         fresh: set[tuple[int, str]] = set()  # made, and not removed
@@ -590,6 +595,8 @@ class V2Watches(Watches):
             error = -counters[0]
             if error <= 0:
                 changes += self._advance(node, counters, time_ns, events, entry)
+                if node.inner != node.has_memory_below:
+                    changes.append((node, "inner", not node.inner))
                 if node in settled:
                     changes += [(node, "unresolved", 0), (node, "ran_out", False)]
                     done.append(node)

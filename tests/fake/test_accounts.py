@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from memcg_oom import Created, Degraded, Event, Monitor, Oom, OomKill, Removed, TreeWatch, Unattributed
-from memcg_oom.hierarchy import Hierarchy
+from memcg_oom.balance import suspects
+from memcg_oom.hierarchy import Hierarchy, Place
+from memcg_oom.nodes import Node
 from memcg_oom.registration import _V2Slice, registered
 from memcg_oom.search import Search
 from tests.fake.fake_kernel import take_while
@@ -129,6 +131,38 @@ def test_a_kill_in_one_that_was_there_before_its_directory_was_followed(
             ("Created", "innocent", 0),
             ("Removed", "innocent", 0),
         ]
+
+
+def test_a_kill_in_one_that_has_others_in_it_afterwards(kernel: FakeV2Kernel) -> None:
+    """It was not heard of when the first is made in it; it is not told of that one when both go together."""
+    top = kernel.make_v2("top")
+    with Monitor(settle=SETTLE) as monitor:
+        tree = watched(monitor, top)
+        pod = kernel.make_v2("top/pod")
+        events = until_there(monitor, tree, pod)
+        take_while(monitor, lambda: monitor._watches._resting, events)  # type: ignore[union-attr]
+        inotify = monitor._watches.hierarchy.inotify  # type: ignore[union-attr]
+        assert inotify is not None
+        pod.count(oom=1, oom_kill=1)
+        inotify.changes(scanning=False)
+        inotify.touched.clear()  # the news are lost
+        container = kernel.make_v2("top/pod/container")
+        events += until_there(monitor, tree, container)
+        take_while(monitor, lambda: not tree.kills, events)
+        container.rmdir()
+        pod.rmdir()
+        events += until_gone(monitor, tree, container, pod)
+        assert [one for one in told(events) if one[0] == "OomKill"] == [("OomKill", "pod", 1)]
+
+
+def test_who_is_suspected() -> None:
+    """Of those that went together: not one that was looked at with others in it, which have all processes."""
+    above, below, off = (Node(Place(None, name, number, 0)) for number, name in enumerate(("/a", "/a/b", "/a/c")))
+    above.counters = below.counters = (0, 0, 0, 0, 0)
+    below.parent = above
+    assert suspects([above, below, off]) == [above, below]
+    above.inner = True
+    assert suspects([above, below, off]) == [below]
 
 
 def test_a_kill_that_is_in_no_account_is_held_against_nobody(
