@@ -29,7 +29,7 @@ from tests.vm.matrix import CELLS, PATIENCE, Outcome, aligned
 
 ROWS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 # Where Debian has them.
-SUITES = {"3.13": "trixie", "3.14": "forky", "3.15": "forky"}
+SUITES = {"3.13": "trixie", "3.14": "forky", "3.15": "sid"}
 TESTS = "tests/fake"
 
 # What an interpreter says it is: the version that a row names, and all of it.

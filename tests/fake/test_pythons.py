@@ -50,4 +50,4 @@ def test_a_row_that_cannot_be_tried_fails(tmp_path: Path, monkeypatch: pytest.Mo
         assert why in outcome.why
         assert f"FAILED: {outcome.why}" in pythons.table([outcome])
     monkeypatch.setattr(subprocess, "run", fail)
-    assert pythons.run("3.15", tmp_path, tmp_path).why == "Python 3.15 could not be downloaded from forky"
+    assert pythons.run("3.15", tmp_path, tmp_path).why == "Python 3.15 could not be downloaded from sid"
