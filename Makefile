@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py) setup.py pyproject.toml memcg_oom/_version.py
 
 # What gcc must find nothing in, nor clang-tidy but for the benchmarks, which leave their memory to exit(3).
 C_FILES := $(wildcard csrc/*.c tests/*.c tests/faults/*.c tests/fuzz/*.c)
@@ -14,6 +14,9 @@ WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wv
 
 # Rows of the matrix of kernels, like 6.1:v2; empty: all of them.
 KERNELS ?=
+
+# What `make test-pythons` tries, like 3.10 3.14t /usr/bin/python3; empty: all of its rows. TESTS= names the tests.
+PYTHONS ?=
 
 # How often `make races` tries.
 RACES ?= 10000
@@ -25,12 +28,15 @@ FUZZ_ARGS ?=
 # How long `make soak` takes, both sources together.
 SOAK_SECONDS ?= 1800
 
-.PHONY: help demo test test-kernels bench bench-quick bench-check soak races fuzz faults docs manual lint sanitize wheel clean
+.PHONY: help demo test test-kernels test-pythons test-wheel bench bench-quick bench-check soak races fuzz faults docs manual \
+	lint sanitize wheel clean
 
 help:
 	@echo "make demo      a real OOM kill in a scratch cgroup, and what the watcher says of it (root)"
 	@echo "make test      every test that this machine allows"
 	@echo "make test-kernels  the wheel on other kernels, in virtual machines (KERNELS=\"6.1:v2 /boot/vmlinuz:v2\" picks)"
+	@echo "make test-pythons  the wheel under other Pythons, against the fake kernel (PYTHONS=\"3.10 3.15\" picks)"
+	@echo "make test-wheel  every test of the fake and the real kernel, with the wheel, outside the checkout"
 	@echo "make bench     the benchmarks, peers side by side, and benchmarks/report.md (root; BENCH_ARGS=\"storm scan\" picks)"
 	@echo "make bench-quick  all of them in small, in two minutes, to see that they work (root)"
 	@echo "make bench-check  whether a watch and a signal take more instructions than they did (root; valgrind)"
@@ -42,7 +48,7 @@ help:
 	@echo "make manual    what is drawn and derived: diagrams of docs/, the manual page and completions of share/"
 	@echo "make lint      ruff, mypy, gcc's warnings and analyzer, clang-tidy"
 	@echo "make sanitize  the tests under ASan and UBSan, the C core under TSan and valgrind too"
-	@echo "make wheel     dist/: the wheel and the sdist"
+	@echo "make wheel     dist/: the wheel and the sdist, as they are published, checked"
 
 demo: $(VENV)/ready
 	@$(BIN)/memcg-oom demo
@@ -54,6 +60,13 @@ test: $(VENV)/ready
 test-kernels: wheel
 	@$(BIN)/python -m tests.vm.machine
 	@$(BIN)/python -m tests.vm.matrix dist/*.whl $(KERNELS)
+
+test-pythons: wheel
+	@$(BIN)/python -m tests.vm.machine
+	@$(BIN)/python -m tests.pythons dist $(PYTHONS)
+
+test-wheel: wheel
+	@TESTS="$${TESTS:-tests/fake tests/real}" $(BIN)/python -m tests.pythons dist $(abspath $(BIN))/python
 
 bench bench-quick: $(VENV)/ready
 	@$(BIN)/pip install --quiet --group bench
@@ -96,8 +109,7 @@ sanitize: $(VENV)/ready
 	tools/sanitize.sh $(VENV)
 
 wheel: $(VENV)/ready
-	rm -rf dist
-	$(BIN)/python -m build
+	@tools/wheel.sh $(VENV) dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info memcg_oom/*.so memcg_oom/_native.c .*_cache

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import struct
-import threading
 import time
 import warnings
 import weakref
@@ -29,6 +28,7 @@ from memcg_oom.errors import UnsupportedError, check, os_error
 from memcg_oom.events import MemoryHigh, MemoryMax
 from memcg_oom.hierarchy import ROOT_ID, Hierarchy
 from memcg_oom.ledger import Ledger
+from memcg_oom.lock import new_lock
 from memcg_oom.loop import Loop
 from memcg_oom.outbox import Outbox
 from memcg_oom.paths import absolute
@@ -116,9 +116,9 @@ class Monitor:
         if audit is not None and not audit_ns:
             raise ValueError("audit must be None or a number of seconds above 0")
         self._closing = True  # until there is something to close
-        # Taken with `with` alone: a lock written in C is entered and left in one step, which no signal handler can come
-        # into. Whoever leaves it last after close() frees the descriptors: hence `with self._leaving, self._lock`.
-        self._lock = threading.Lock()
+        # Taken with `with` alone, into which no signal handler can come. Whoever leaves it last after close() frees the
+        # descriptors: hence `with self._leaving, self._lock`.
+        self._lock = new_lock()
         self._leaving = _Leaving(self)
         self._waiting = False
         self._woken = False
@@ -1045,7 +1045,7 @@ def _milliseconds(deadline: float | None) -> int:
 def _close_in_child() -> None:
     for monitor in list(_monitors):
         if not monitor._closing:
-            monitor._lock = threading.Lock()  # the parent's may be held by a thread that is not here
+            monitor._lock = new_lock()  # the parent's may be held by a thread that is not here
             monitor._waiting = False
             monitor._release()
 

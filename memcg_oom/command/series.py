@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 
 from memcg_oom.events import (
@@ -17,6 +16,7 @@ from memcg_oom.events import (
     Unattributed,
 )
 from memcg_oom.identity import identify
+from memcg_oom.lock import new_lock
 from memcg_oom.pods import PodNames
 
 TYPE_CHECKING = False
@@ -146,7 +146,7 @@ class Series:
         self._say = say
         self._pods = PodNames() if pods is None else pods
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._overflow = Row(OVERFLOW, (OVERFLOW, *[""] * (len(LABELS) - 1)))
         self._rows: dict[str, Row] = {}
         self._row_of: dict[AnyWatch, Row] = {}

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler
 from prometheus_client import make_wsgi_app
 
 from memcg_oom._version import __version__
+from memcg_oom.lock import new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.health = health
         self._tls = tls
         self._slots = threading.BoundedSemaphore(CONNECTIONS)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._open: set[socket.socket] = set()
         self._refused: deque[tuple[float, socket.socket]] = deque()
         self._thread = threading.Thread(target=self._serve, name="server", daemon=True)

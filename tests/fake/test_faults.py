@@ -622,6 +622,8 @@ class Strike:
             return
         if frame.f_code.co_name == "__del__":  # there an exception goes nowhere
             return
+        if sys.version_info < (3, 11) and event == "call" and frame.f_lasti >= 0:
+            return  # a generator goes on; an exception from here, and no other, would end it without its finally
         if not self.left:
             self.active = False
             self.where = f"{event} {getattr(argument, '__name__', '')} {frame.f_code.co_name}:{frame.f_lineno}"

@@ -388,6 +388,11 @@ class Machine(RuleBasedStateMachine):
                 one.fake.path = cgroup.fake.path / one.fake.path.relative_to(before)
             for one in (cgroup, *inside):
                 one.paths.add(str(one.fake.path))
+            # What is told late of one that is gone has the names that those above it have by then.
+            for one in self.by_id.values():
+                for path in map(Path, [*one.paths]):
+                    if path.is_relative_to(before):
+                        one.paths.add(str(cgroup.fake.path / path.relative_to(before)))
 
     @precondition(lambda self: self.cgroups)
     @rule(which=WHICH, at_once=st.booleans())

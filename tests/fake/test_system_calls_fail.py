@@ -6,6 +6,7 @@ The scenarios, and what must hold in them, are in tests/faults: core.c and user.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def compiled(folder: Path, name: str, *arguments: str | Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.fail("the tests need a C compiler: apt-get install gcc")
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("what stands in for the system calls has glibc's names")
     path = folder / name
     command = [compiler, "-std=c11", "-O1", f"-I{CORE}", "-o", path, *arguments, HERE / "interpose.c", "-ldl"]
     subprocess.run(command, check=True)

@@ -176,6 +176,10 @@ STAND_IN(int, epoll_create1, epoll_create1, (int flags), (flags))
 STAND_IN(int, epoll_wait, epoll_wait, (int fd, struct epoll_event *events, int size, int timeout),
          (fd, events, size, timeout))
 STAND_IN(int, poll, poll, (struct pollfd *fds, nfds_t count, int timeout), (fds, count, timeout))
+/* By which select.poll() polls since Python 3.15. */
+STAND_IN(int, ppoll, poll,
+         (struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask),
+         (fds, count, timeout, mask))
 STAND_IN(int, clock_gettime, clock_gettime, (clockid_t clock, struct timespec *now), (clock, now))
 STAND_IN(int, timerfd_create, timerfd_create, (clockid_t clock, int flags), (clock, flags))
 STAND_IN(int, timerfd_settime, timerfd_settime,

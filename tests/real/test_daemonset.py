@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import memcg_oom
 from tests.real import containers
 from tests.real.test_export import numbers, scrape
 from tests.support import eventually, make, run_hog
@@ -74,7 +75,7 @@ def restrictions(context: dict[str, Any]) -> Iterator[str]:
 def image() -> set[str]:
     """Of the host: what the interpreter, the package and its extra are in."""
     there = {path for path in IMAGE if os.path.exists(path)}
-    there |= {os.path.realpath(sys.base_prefix), sys.prefix, str(Path(__file__).parents[2] / "memcg_oom")}
+    there |= {os.path.realpath(sys.base_prefix), sys.prefix, os.path.dirname(memcg_oom.__file__)}
     return {path for path in there if not any(path != other and path.startswith(f"{other}/") for other in there)}
 
 

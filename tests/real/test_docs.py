@@ -144,6 +144,12 @@ def test_the_tutorial(memcg: Path, tmp_path: Path) -> None:
     names = re.findall(r"`(\w+\.py)`:?\n", page.read_text())
     listed = blocks(page)
     steps = 0
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, what in (("python3", ""), ("memcg-oom", " -m memcg_oom")):
+        python = os.path.join(os.path.dirname(sys.executable), "python3")
+        (programs / name).write_text(f'#!/bin/sh\nexec {python}{what} "$@"\n')
+        (programs / name).chmod(0o755)
     time.sleep(INTERVAL)
     for number, (language, text, line) in enumerate(listed):
         if language == "python":
@@ -151,9 +157,9 @@ def test_the_tutorial(memcg: Path, tmp_path: Path) -> None:
         if language == "sh":
             typed = text.replace(f"{MEMORY}/tutorial", os.fspath(memcg / "tutorial"))
             done = subprocess.run(
-                ["bash", "-c", typed],
+                ["sh", "-c", typed],
                 cwd=tmp_path,
-                env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+                env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

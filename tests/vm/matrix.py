@@ -71,6 +71,27 @@ class Outcome:
     seconds: float = 0
     why: str = ""
 
+    def judge(self, code: int, junit: Path, log: Path) -> None:
+        """Takes over what became of the tests: pytest's exit code, its JUnit file, and where its output is."""
+        suite = ElementTree.parse(junit).getroot().find("testsuite")  # noqa: S314 - our own pytest wrote it
+        assert suite is not None, f"{junit} has no testsuite"
+        self.failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+        self.skipped = int(suite.attrib["skipped"])
+        self.passed = int(suite.attrib["tests"]) - self.failed - self.skipped
+        if code != 0 or self.failed:
+            self.why = f"pytest ended with {code}, see {log}"
+        elif not self.passed:
+            self.why = "no test ran"
+
+    def cells(self) -> list[str]:
+        """What of it stands in a table, after its name."""
+        counts = (self.passed, self.failed, self.skipped, round(self.seconds))
+        return [*map(str, counts), f"FAILED: {self.why}" if self.why else "ok"]
+
+
+# The heads of the columns of these cells.
+CELLS = ["passed", "failed", "skipped", "seconds", ""]
+
 
 def kernel(row: str) -> tuple[Path, str, str]:
     """The kernel of a row, its release and the version of cgroups.
@@ -117,15 +138,7 @@ def run(row: str, base: Path, reports: Path, tests: str = "") -> Outcome:
         )
         log = reports / f"{name}.log"
         code, _ = machine.run(vmlinuz, version, base, command, timeout=PATIENCE, memory=2048, results=junit, log=log)
-        suite = ElementTree.parse(junit).getroot().find("testsuite")  # noqa: S314 - our own machine wrote it
-        assert suite is not None, f"{junit} has no testsuite"
-        outcome.failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
-        outcome.skipped = int(suite.attrib["skipped"])
-        outcome.passed = int(suite.attrib["tests"]) - outcome.failed - outcome.skipped
-        if code != 0 or outcome.failed:
-            outcome.why = f"pytest ended with {code}, see {reports / name}.log"
-        elif not outcome.passed:
-            outcome.why = "no test ran"
+        outcome.judge(code, junit, log)
     except (OSError, ValueError, AssertionError, subprocess.SubprocessError, ElementTree.ParseError) as error:
         outcome.why = str(error)
     outcome.seconds = time.monotonic() - begun
@@ -134,15 +147,19 @@ def run(row: str, base: Path, reports: Path, tests: str = "") -> Outcome:
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes, a line for each."""
-    lines: list[list[str]] = [["kernel", "cgroups", "passed", "failed", "skipped", "seconds", ""]]
+    lines = [["kernel", "cgroups", *CELLS]]
     for outcome in outcomes:
         name, _, version = outcome.row.rpartition(":")
         kernel = f"{name} ({outcome.release})" if outcome.release else name
-        counts = (outcome.passed, outcome.failed, outcome.skipped, round(outcome.seconds))
-        verdict = f"FAILED: {outcome.why}" if outcome.why else "ok"
-        lines.append([kernel, version, *map(str, counts), verdict])
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    return "\n".join("  ".join([*map(str.ljust, line, widths), line[6]]).rstrip() for line in lines)
+        lines.append([kernel, version, *outcome.cells()])
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of cells, one below the other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths[-1] = 0
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def main() -> int:
