@@ -164,10 +164,11 @@ class V2Watches(Watches):
             for one_registrations in registrations:
                 changes += one_registrations.hand_over()
             self._resting.append((time.monotonic_ns() + self._settle, nodes))
+            # Those above have no processes of their own from here on: what was killed in them before is theirs.
+            parents = [node.parent for node in nodes]
+            above = [parent for parent in parents if parent is not None and parent.watches and not parent.inner]
+            self._urgent.update(dict.fromkeys(above))
             commit(changes + entry.changes() + self._outbox.put(events))
-            # From here on they have no processes of their own: what was killed in them before is theirs.
-            above = dict.fromkeys(node.parent for node in nodes)
-            self._urgent.update((one, None) for one in above if one is not None and one.watches and not one.inner)
             if tree is not None and not self._is_local:
                 self._open_accounts(found)
         except BaseException:
