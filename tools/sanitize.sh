@@ -63,7 +63,7 @@ CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target 
 nm -D "$work"/package/memcg_oom/_native*.so | grep -q __asan
 sanitized() {
 	# Two of these run beside each other, and must not clear away each other's folders.
-	PYTEST_DEBUG_TEMPROOT=$(mktemp -d -p "$work") PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+	PYTEST_DEBUG_TEMPROOT=$(mktemp -d "$work/XXX") PYTHONPATH=$work/package LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 MEMCG_OOM_ROUNDS="${MEMCG_OOM_ROUNDS:-100}" MEMCG_OOM_SPOOFED=20 \
 		"$venv/bin/pytest" -q -p no:cacheprovider "$@"
 }
