@@ -58,7 +58,7 @@ echo "-- the tests under ASan and UBSan"
 # is not the C core's, and its calls are made by all other tests.
 # Built from a copy: somebody may be building here meanwhile.
 mkdir "$work/source"
-cp -r csrc memcg_oom setup.py pyproject.toml README.md LICENSE* "$work/source"
+cp -r csrc memcg_oom share setup.py pyproject.toml README.md LICENSE* "$work/source"
 CFLAGS=$flags LDFLAGS=$flags "$venv/bin/pip" install --quiet --no-deps --target "$work/package" "$work/source"
 nm -D "$work"/package/memcg_oom/_native*.so | grep -q __asan
 sanitized() {

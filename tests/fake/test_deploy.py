@@ -227,6 +227,17 @@ def test_the_image_has_a_python_that_the_package_is_for() -> None:
     assert int(base[1]) >= int(wanted[1])
 
 
+def test_the_image_is_built_from_all_that_the_package_is_built_from() -> None:
+    project = DEPLOY.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("the tests were copied without the project")
+    data = project.read_text().partition("[tool.setuptools.data-files]\n")[2].partition("[")[2].partition("\n\n")[0]
+    folders = set(re.findall(r'"(\w+)/[^"]*"\]', data))
+    assert folders
+    copied = re.findall(r"^COPY (?!--)(.*) /src", CONTAINERFILE.read_text(), re.MULTILINE)
+    assert {"csrc", "memcg_oom", "pyproject.toml", "setup.py", *folders} <= set(" ".join(copied).split())
+
+
 def test_the_image_is_of_this_version_and_runs_the_command() -> None:
     (container,) = daemon_set()["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"memcg-oom:{__version__}"
