@@ -70,13 +70,13 @@ sanitized() {
 # Beside each other: one of them sleeps most of the time.
 sanitized tests/fake --deselect tests/fake/test_package.py --ignore tests/fake/test_deploy.py \
 	--ignore tests/fake/test_fuzz.py --ignore tests/fake/test_model.py --ignore tests/fake/test_no_memory.py \
-	--ignore tests/fake/test_system_calls_fail.py \
+	--ignore tests/fake/test_system_calls_fail.py --ignore tests/fake/test_docs.py \
 	-k "not every_moment and not million" >"$work/fake" 2>&1 &
 fake=$!
 failed=
 sanitized tests/real --deselect tests/real/test_container.py --deselect tests/real/test_containers.py \
 	--deselect tests/real/test_churn.py --deselect tests/real/test_daemonset.py --deselect tests/real/test_hostile.py \
-	--deselect tests/real/test_injected.py \
+	--deselect tests/real/test_injected.py --deselect tests/real/test_docs.py --deselect tests/real/test_examples.py \
 	--deselect tests/real/test_privileges.py --deselect tests/real/test_prometheus.py || failed=real
 wait "$fake" || failed="$failed fake"
 cat "$work/fake"

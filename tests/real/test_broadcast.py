@@ -112,13 +112,16 @@ def test_signals_without_a_kill(memcg1: Path, hog: str, figure: dict[str, object
 
 
 def test_each_watch_of_one_cgroup_gets_every_event(memcg1: Path, hog: str) -> None:
-    """Twice in one monitor, in a second monitor, and in another process."""
+    """Twice in one monitor, in a second monitor, and in another process.
+
+    The removal's own signal is awaited for longer than usual: an OOM that it is late for is told after Removed.
+    """
     cgroup = make(memcg1 / "popular", "1M")
     independent = Independent(cgroup)
     other = start_python(
         "import sys\n"
         "from memcg_oom import *\n"
-        "with Monitor() as monitor:\n"
+        "with Monitor(linger=2) as monitor:\n"
         "    watch = monitor.watch(sys.argv[1])\n"
         "    print('ready', flush=True)\n"
         "    for event in monitor:\n"
@@ -128,7 +131,7 @@ def test_each_watch_of_one_cgroup_gets_every_event(memcg1: Path, hog: str) -> No
         cgroup,
     )
     try:
-        with other, Monitor() as first, Monitor() as second:
+        with other, Monitor(linger=2) as first, Monitor(linger=2) as second:
             watches = [first.watch(cgroup), first.watch(cgroup), second.watch(cgroup)]
             assert other.stdout is not None
             assert other.stdout.readline() == "ready\n"
