@@ -155,7 +155,7 @@ class V2Watches(Watches):
             self.by_key.update((watch._key, watch) for watch in watches)
             self.polled.update(
                 (watch._key, watch)
-                for watch, node, one in zip(watches, nodes, found, strict=True)
+                for watch, node, one in rows
                 if not self._is_root(watch) and ((one.now and watch.polled) or not self._tells_of_end(node, tree))
             )
             if tree is not None:

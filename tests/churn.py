@@ -308,7 +308,7 @@ def judge(clerk: Clerk, tree: TreeWatch, workers: Workers) -> dict[str, int]:
         wrong = {one: (count, kills[one]) for one, count in workers.kills.items() if kills[one] != count}
         raise AssertionError(
             f"host {host_kills()}, {clerk.least} to {clerk.most} at first; done and told: {wrong}; "
-            f"told of others: {set(kills) - set(workers.kills)}; monitor: {clerk.monitor._watches.__dict__}"
+            f"told of others: {set(kills) - set(workers.kills)}"
         ) from error
     clerk.wait_for(lambda: all(clerk.books.removed[cgroup] for cgroup in clerk.books.created if cgroup in workers.gone))
     with clerk._changed:

@@ -15,25 +15,25 @@ import yaml
 
 import memcg_oom
 from memcg_oom import command
+from tests.pages import blocks
 
 make_manual = pytest.importorskip("tools.make_manual", reason="the tests were copied without the tools")
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-
-def blocks(*languages: str) -> Iterator[tuple[str, str]]:
+def written_in(*languages: str) -> Iterator[tuple[str, str]]:
+    """The page and the text of each code block in one of these languages."""
     for page in PAGES:
-        for block in _BLOCK.finditer(page.read_text()):
-            if block[1] in languages:
-                yield str(page.relative_to(ROOT)), block[2]
+        for language, text, _ in blocks(page):
+            if language in languages:
+                yield str(page.relative_to(ROOT)), text
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """The arguments of memcg-oom, wherever it is called on a line of its own or behind a prompt."""
-    for page, text in blocks("sh", "console", ""):
+    for page, text in written_in("sh", "console", ""):
         for line in text.splitlines():
             call = re.match(r"^(?:[#$] )?(?:systemd-run .*? )?memcg-oom\s+(.*)$", line)
             if call and not line.startswith("memcg-oom: "):
@@ -52,10 +52,10 @@ def test_there_are_command_lines() -> None:
 
 def test_what_is_written_in_other_languages_can_be_read() -> None:
     read = 0
-    for _, text in blocks("yaml"):
+    for _, text in written_in("yaml"):
         assert list(yaml.safe_load_all(text))
         read += 1
-    for _, text in blocks("json"):
+    for _, text in written_in("json"):
         json.loads(text)
         read += 1
     assert read >= 1
@@ -64,7 +64,7 @@ def test_what_is_written_in_other_languages_can_be_read() -> None:
 def test_the_queries_are_queries(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("there is no promtool: apt-get install prometheus")
-    queries = [text for _, text in blocks("promql")]
+    queries = [text for _, text in written_in("promql")]
     assert len(queries) >= 4
     rules = [{"record": f"query:{number}", "expr": text} for number, text in enumerate(queries)]
     file = tmp_path / "rules.yml"

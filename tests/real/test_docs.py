@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 
 from memcg_oom import Cgroup
+from tests.pages import blocks
 from tests.support import PATIENCE, Dial, eventually, make, remove
 
 ROOT = Path(__file__).parents[2]
 MEMORY = "/sys/fs/cgroup/memory"  # as the documentation has it
 INTERVAL = 5.0  # seconds after which the kernel names the cgroups of victims again
-
-_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,6 @@ class Program:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
-
-
-def blocks(page: Path) -> list[tuple[str, str, int]]:
-    """The language, text and line of each code block."""
-    text = page.read_text()
-    return [(one[1], one[2], text[: one.start()].count("\n") + 1) for one in _BLOCK.finditer(text)]
 
 
 def pages() -> list[Path]:
