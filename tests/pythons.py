@@ -25,7 +25,7 @@ from typing import TextIO
 from xml.etree import ElementTree
 
 from tests.vm import machine
-from tests.vm.matrix import CELLS, PATIENCE, Outcome, aligned
+from tests.vm.matrix import CELLS, PATIENCE, Outcome, aligned, conclude
 
 ROWS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 # Where Debian has them.
@@ -163,8 +163,7 @@ def main() -> int:
     with ThreadPoolExecutor(max_workers=1 if "real" in tests else 2) as pool:
         futures = [pool.submit(run, row, arguments.dist.resolve(), reports, tests) for row in arguments.rows]
         outcomes = [future.result() for future in futures]
-    print(f"{table(outcomes)}\n\nJUnit files and what was printed: {reports}")
-    return 1 if any(outcome.why for outcome in outcomes) else 0
+    return conclude(outcomes, table(outcomes), reports)
 
 
 if __name__ == "__main__":

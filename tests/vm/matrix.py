@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -61,6 +62,7 @@ class Outcome:
         passed, failed, skipped: how many tests.
         seconds: how long it took.
         why: why it counts as failed; empty where it passed.
+        failures: each test that failed, and what pytest said of it.
     """
 
     row: str
@@ -70,6 +72,7 @@ class Outcome:
     skipped: int = 0
     seconds: float = 0
     why: str = ""
+    failures: list[str] = field(default_factory=list)
 
     def judge(self, code: int, junit: Path, log: Path) -> None:
         """Takes over what became of the tests: pytest's exit code, its JUnit file, and where its output is."""
@@ -78,6 +81,9 @@ class Outcome:
         self.failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
         self.skipped = int(suite.attrib["skipped"])
         self.passed = int(suite.attrib["tests"]) - self.failed - self.skipped
+        for test in suite.iter("testcase"):
+            for said in [*test.findall("failure"), *test.findall("error")]:
+                self.failures.append(f"{self.row} {test.get('classname')}::{test.get('name')}\n{said.text}")
         if code != 0 or self.failed:
             self.why = f"pytest ended with {code}, see {log}"
         elif not self.passed:
@@ -162,6 +168,14 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def conclude(outcomes: list[Outcome], table: str, reports: Path) -> int:
+    """Prints what became of all rows and what failed in them; 1 where a row failed, for the program to end with."""
+    for failure in chain.from_iterable(outcome.failures for outcome in outcomes):
+        print(f"{failure}\n")
+    print(f"{table}\n\nJUnit files and what was printed: {reports}")
+    return 1 if any(outcome.why for outcome in outcomes) else 0
+
+
 def main() -> int:
     """The program; 1 where a row failed, 2 where nothing could be tried."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.matrix")
@@ -181,8 +195,7 @@ def main() -> int:
         with ThreadPoolExecutor(max_workers=2) as pool:
             futures = [pool.submit(run, row, base, reports, os.environ.get("TESTS", "")) for row in arguments.rows]
             outcomes = [future.result() for future in futures]
-    print(f"{table(outcomes)}\n\nJUnit files and what the machines printed: {reports}")
-    return 1 if any(outcome.why for outcome in outcomes) else 0
+    return conclude(outcomes, table(outcomes), reports)
 
 
 if __name__ == "__main__":
