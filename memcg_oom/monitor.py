@@ -124,6 +124,7 @@ class Monitor:
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
         self._is_polled = False  # whether anybody knows the descriptor
+        self._log_waits = False  # whether the last pass left the log for this one
         self._batch = ffi.new("struct memcg_batch *")
         self._outbox = Outbox()
         self._loop = Loop()
@@ -714,6 +715,8 @@ class Monitor:
             batch = self._batch
             now = batch.time_ns
             full = batch.count + batch.unread == lib.MEMCG_BATCH
+            if self._log_waits:
+                self._place_victims()  # before the end of a removed cgroup, which may be due
             if batch.count:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
                 if places := self._watches.absorb(signals, now, (batch, "count", 0)):
@@ -728,16 +731,24 @@ class Monitor:
                 self._audit.call(now)
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at, and the log.
             self._watches.due(now, drained=not full)
-            self._victims.read(briefly=True)
             self._stalls.due(now)
             self._discovery.discover()
-            self._victims.place()
+            # A task that is just being killed cannot be asked for before the kernel has printed that, to a serial
+            # console perhaps (oom_kill_process() holds task_lock()). So what there is already is handed out first, if
+            # nothing of the log is in memory: what was not read makes the descriptor readable again.
+            self._log_waits = bool(self._outbox) and not self._log_waits and not self._victims.has_unplaced
+            if not self._log_waits:
+                self._place_victims()
             self._heed(now)
             self._watches.part()
             # Whoever takes what there is comes back, and arms the timer then; who polls the descriptor need not.
             if self._is_polled or not self._outbox:
                 self._arm()
             self._bury(waiting=False)
+
+    def _place_victims(self) -> None:
+        self._victims.read(briefly=True)
+        self._victims.place()
 
     def _audit_if_due(self) -> None:
         now = time.monotonic_ns()

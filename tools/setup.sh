@@ -28,5 +28,7 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # Dependency groups came with pip 25.1.
 "$venv/bin/pip" install --quiet --upgrade 'pip>=25.1'
-# Quiet about what setuptools tells everybody who installs from a folder.
-PYTHONWARNINGS=ignore "$venv/bin/pip" install --quiet --group test --group lint --editable .
+# Quiet about what setuptools tells everybody who installs from a folder. By a path, not by a hook: of a program that
+# lies beside a checkout called memcg_oom Python would take that folder for the package.
+PYTHONWARNINGS=ignore "$venv/bin/pip" install --quiet --group test --group lint \
+	--config-settings editable_mode=compat --editable .

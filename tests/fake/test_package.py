@@ -142,6 +142,14 @@ def test_what_is_installed_has_the_version_of_the_package() -> None:
     assert metadata.version("memcg-oom") == memcg_oom.__version__
 
 
+def test_a_program_beside_a_checkout_imports_the_package(tmp_path: Path) -> None:
+    """A folder without an __init__.py is a package to Python too, where it finds no other by a path (PEP 420)."""
+    (tmp_path / "memcg_oom" / "memcg_oom").mkdir(parents=True)
+    program = tmp_path / "watcher.py"
+    program.write_text("from memcg_oom import Monitor\n")
+    subprocess.run([sys.executable, program], check=True, cwd=tmp_path)
+
+
 def test_the_version_is_written_in_one_place() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert 'version = { attr = "memcg_oom._version.__version__" }' in project

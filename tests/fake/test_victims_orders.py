@@ -53,6 +53,33 @@ def named(monitor: Monitor, watch: Watch, events: list[Event], kills: int = 1) -
     return pids(events)
 
 
+def test_an_oom_is_told_before_its_victim_is_asked_for(
+    kernel: FakeKernel, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel holds up whoever asks, as long as it prints of the kill."""
+    cgroup = kernel.make("a")
+    pid = 7_000_100  # nobody's
+    tasks.known[pid] = True
+    asked: list[int] = []
+
+    def is_dying(pid: int) -> bool | None:
+        asked.append(pid)
+        return tasks.is_dying(pid)
+
+    monkeypatch.setattr(memcg_oom.victims, "_is_dying", is_dying)
+    with Monitor(settle=AGES) as monitor:
+        watch = monitor.watch(cgroup.path)
+        cgroup.tasks(pid)
+        cgroup.oom()
+        cgroup.kill()
+        kernel.log(killed(pid, b"x"))
+        events = monitor.wait(PATIENCE)
+        assert brief(events) == [("Oom", 1)]
+        assert not asked
+        assert named(monitor, watch, events) == [[pid]]
+        assert asked
+
+
 def test_a_namesake_where_no_log_is_read(kernel: FakeKernel) -> None:
     cgroup = kernel.make("a")
     with Monitor(settle=0.05, linger=0.05, victims=False) as monitor:

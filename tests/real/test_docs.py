@@ -103,8 +103,8 @@ def test_a_program(memcg1: Path, program: Program) -> None:
 
 def test_the_shell_in_the_readme(memcg1: Path) -> None:
     """What it has people type makes, fills and removes the cgroup that its program watches."""
-    (typed,) = (text for language, text, _ in blocks(ROOT / "README.md") if language == "sh" and "mkdir" in text)
-    make_it, fill_it, remove_it = typed.replace(MEMORY, os.fspath(memcg1)).splitlines()
+    listed = [text for language, text, _ in blocks(ROOT / "README.md") if language == "sh" and "/web" in text]
+    make_it, _, fill_it, remove_it = "".join(listed).replace(MEMORY, os.fspath(memcg1)).splitlines()
     subprocess.run(["sh", "-c", make_it], check=True)
     assert Cgroup(memcg1 / "web").limit == 32 << 20
     assert subprocess.run(["sh", "-c", fill_it], check=False).returncode == 128 + signal.SIGKILL
