@@ -752,7 +752,10 @@ class Monitor:
 
     def _audit_if_due(self) -> None:
         now = time.monotonic_ns()
-        if self._audit.due and self._audit.due <= now and not (self._outbox or self._batch.count):
+        if not self._audit.due or self._audit.due > now:
+            return
+        # What the log says comes first: it may know whose a kill is that would be nobody's.
+        if not (self._outbox or self._batch.count or self._log_waits):
             with self._leaving, self._lock:
                 if not self._closing:
                     self._audit.step(now)
