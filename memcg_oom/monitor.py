@@ -715,8 +715,6 @@ class Monitor:
             batch = self._batch
             now = batch.time_ns
             full = batch.count + batch.unread == lib.MEMCG_BATCH
-            if self._log_waits:
-                self._place_victims()  # before the end of a removed cgroup, which may be due
             if batch.count:
                 signals = _SIGNAL.iter_unpack(ffi.buffer(batch.signals, batch.count * _SIGNAL.size))
                 if places := self._watches.absorb(signals, now, (batch, "count", 0)):
@@ -729,6 +727,9 @@ class Monitor:
             if (batch.unread or self._watches.unheard) and (places := self._watches.hear(now)):
                 self._victims.look_around(places)
                 self._audit.call(now)
+            # Behind the signals, as the kernel has it; before the end of a removed cgroup, which may be due.
+            if self._log_waits:
+                self._place_victims()
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at, and the log.
             self._watches.due(now, drained=not full)
             self._stalls.due(now)
