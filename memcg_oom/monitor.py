@@ -124,7 +124,6 @@ class Monitor:
         self._woken = False
         self._rung = False  # the bell rings for what an iteration has left in the outbox
         self._is_polled = False  # whether anybody knows the descriptor
-        self._log_waits = False  # whether the last pass left the log for this one
         self._batch = ffi.new("struct memcg_batch *")
         self._outbox = Outbox()
         self._loop = Loop()
@@ -727,19 +726,12 @@ class Monitor:
             if (batch.unread or self._watches.unheard) and (places := self._watches.hear(now)):
                 self._victims.look_around(places)
                 self._audit.call(now)
-            # Behind the signals, as the kernel has it; before the end of a removed cgroup, which may be due.
-            if self._log_waits:
-                self._place_victims()
             # A cgroup in trouble may be removed at any moment; new ones can wait until it was looked at, and the log.
             self._watches.due(now, drained=not full)
+            self._victims.read(briefly=True)
             self._stalls.due(now)
             self._discovery.discover()
-            # A task that is just being killed cannot be asked for before the kernel has printed that, to a serial
-            # console perhaps (oom_kill_process() holds task_lock()). So what there is already is handed out first, if
-            # nothing of the log is in memory: what was not read makes the descriptor readable again.
-            self._log_waits = bool(self._outbox) and not self._log_waits and not self._victims.has_unplaced
-            if not self._log_waits:
-                self._place_victims()
+            self._victims.place()
             self._heed(now)
             self._watches.part()
             # Whoever takes what there is comes back, and arms the timer then; who polls the descriptor need not.
@@ -747,16 +739,9 @@ class Monitor:
                 self._arm()
             self._bury(waiting=False)
 
-    def _place_victims(self) -> None:
-        self._victims.read(briefly=True)
-        self._victims.place()
-
     def _audit_if_due(self) -> None:
         now = time.monotonic_ns()
-        if not self._audit.due or self._audit.due > now:
-            return
-        # What the log says comes first: it may know whose a kill is that would be nobody's.
-        if not (self._outbox or self._batch.count or self._log_waits):
+        if self._audit.due and self._audit.due <= now and not (self._outbox or self._batch.count):
             with self._leaving, self._lock:
                 if not self._closing:
                     self._audit.step(now)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import memcg_oom.victims
-from memcg_oom import Created, Event, Monitor, Oom, OomKill, Removed, Unattributed, Watch
+from memcg_oom import Created, Event, Monitor, Oom, OomKill, Unattributed, Watch
 from memcg_oom.kernel_log import parse
 from tests.fake.fake_kernel import AGES, FakeCgroup, FakeKernel, brief, killed, summary, take_while, v1
 from tests.fake.test_faults import Strike
@@ -51,59 +51,6 @@ def named(monitor: Monitor, watch: Watch, events: list[Event], kills: int = 1) -
     until(monitor, lambda: watch.kills >= kills and not monitor._outbox.waiting, events)
     events += monitor.wait(0)
     return pids(events)
-
-
-def test_an_oom_is_told_before_its_victim_is_asked_for(
-    kernel: FakeKernel, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel holds up whoever asks, as long as it prints of the kill."""
-    cgroup = kernel.make("a")
-    pid = 7_000_100  # nobody's
-    tasks.known[pid] = True
-    asked: list[int] = []
-
-    def is_dying(pid: int) -> bool | None:
-        asked.append(pid)
-        return tasks.is_dying(pid)
-
-    monkeypatch.setattr(memcg_oom.victims, "_is_dying", is_dying)
-    with Monitor(settle=AGES) as monitor:
-        watch = monitor.watch(cgroup.path)
-        cgroup.tasks(pid)
-        cgroup.oom()
-        cgroup.kill()
-        kernel.log(killed(pid, b"x"))
-        events = monitor.wait(PATIENCE)
-        assert brief(events) == [("Oom", 1)]
-        assert not asked
-        assert named(monitor, watch, events) == [[pid]]
-        assert asked
-
-
-def test_what_happens_while_the_log_waits(kernel: FakeKernel) -> None:
-    """The next wake-up finds the signal, and the line of the log that comes after it."""
-    cgroup, other = kernel.make("a"), kernel.make("b")
-    with Monitor(settle=0.1, linger=0.05) as monitor:
-        watch, another = monitor.watch_many([cgroup.path, other.path])
-        cgroup.oom()
-        cgroup.kill()
-        cgroup.log_kill(93)
-        events = monitor.wait(PATIENCE)
-        assert brief(events) == [("Oom", 1)]
-        other.oom()
-        other.kill()
-        other.log_kill(94)
-        assert named(monitor, another, events) == [[93], [94]]
-        assert brief([event for event in events if getattr(event, "watch", None) is another]) == [
-            ("Oom", 1),
-            ("OomKill", 1),
-        ]
-        other.rmdir()
-        other.removal_signal()
-        until(monitor, lambda: another.removed, events)
-        assert isinstance(events[-1], Removed)
-        assert not events[-1].unresolved
-        assert watch.kills == 1
 
 
 def test_a_namesake_where_no_log_is_read(kernel: FakeKernel) -> None:
