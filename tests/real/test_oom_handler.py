@@ -155,7 +155,7 @@ def test_one_episode_after_the_other(memcg1: Path, hog: str, figure: dict[str, o
             Cgroup(cgroup).limit = 4 * MB
         events += take_until_quiet(monitor).by_watch[watch]
         assert [type(event) for event in events] == [Oom, OomResolved] * rounds
-        assert watch.ooms == independent.read() >= rounds
+        assert watch.ooms == independent.read() >= rounds  # now and then the kernel signals an episode twice
         figure.update(rounds=rounds, resolved=rounds)
 
 

@@ -14,7 +14,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -168,11 +167,12 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def conclude(outcomes: list[Outcome], table: str, reports: Path) -> int:
-    """Prints what became of all rows and what failed in them; 1 where a row failed, for the program to end with."""
-    for failure in chain.from_iterable(outcome.failures for outcome in outcomes):
-        print(f"{failure}\n")
-    print(f"{table}\n\nJUnit files and what was printed: {reports}")
+def conclude(outcomes: list[Outcome], lines: str, reports: Path) -> int:
+    """Prints what failed in the rows and then their table; 1 where a row failed, for the program to end with."""
+    for outcome in outcomes:
+        for failure in outcome.failures:
+            print(f"{failure}\n")
+    print(f"{lines}\n\nJUnit files and what was printed: {reports}")
     return 1 if any(outcome.why for outcome in outcomes) else 0
 
 
