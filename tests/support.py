@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import memcg_oom
@@ -379,6 +380,24 @@ def start_python(
         text=True,
         errors="surrogateescape",
     )
+
+
+def remainder(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process prints from here to its end, on standard output and error.
+
+    communicate() passes over what a readline() before it has read ahead.
+    """
+    if process.stdin is not None:
+        process.stdin.close()
+    with ThreadPoolExecutor(2) as pool:
+        reads = [None if stream is None else pool.submit(stream.read) for stream in (process.stdout, process.stderr)]
+        try:
+            out, err = ("" if read is None else read.result(PATIENCE) for read in reads)
+            process.wait(PATIENCE)
+        except BaseException:
+            process.kill()
+            raise
+    return out, err
 
 
 def run_python(

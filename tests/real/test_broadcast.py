@@ -13,6 +13,7 @@ from tests.support import (
     eventually,
     kills_of,
     make,
+    remainder,
     run_hog,
     start_python,
     take_until,
@@ -151,7 +152,7 @@ def test_each_watch_of_one_cgroup_gets_every_event(memcg1: Path, hog: str) -> No
             for watch, ledger in zip(watches, [ledgers[0], ledgers[0], ledgers[1]], strict=True):
                 assert (ledger.ooms[watch], ledger.kills[watch], ledger.removals[watch]) == (ooms, 3, 1)
             assert first.wait(0) == []
-            told, complaint = other.communicate()
+            told, complaint = remainder(other)
             assert complaint == ""
             lines += [line.split() for line in told.splitlines()]
             assert sum(int(count) for name, count in lines if name == "Oom") == ooms

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import PATIENCE, Dial, Independent, eventually, make, remove, run_hog, run_python
+from tests.support import PATIENCE, Dial, Independent, eventually, make, remainder, remove, run_hog, run_python
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "events.schema.json"
 COMMAND = (sys.executable, "-m", "memcg_oom")
@@ -83,7 +83,7 @@ def test_watch_prints_each_event_as_json_that_follows_the_schema(memcg1: Path, h
         run_hog(hog, child)
         lines = [process.stdout.readline(), process.stdout.readline()]  # or the removal may be faster than the look
         remove(child)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     events = [validate(line) for line in [*lines, *out.splitlines()]]
     assert [event["event"] for event in events] == ["oom", "oom_kill", "removed"]
     assert {event["cgroup"] for event in events} == {str(child)}
@@ -95,7 +95,7 @@ def test_watch_prints_plain_lines_into_a_pipe(memcg1: Path, hog: str) -> None:
     make(memcg1 / "child", "1M")
     with watching(memcg1, "--count", "2") as process:
         run_hog(hog, memcg1 / "child")
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
     assert re.fullmatch(
         rf"{stamp}  oom               1  {memcg1}/child\n"
@@ -162,13 +162,13 @@ def test_watch_gives_a_name_that_is_not_utf8_without_loss(memcg1: Path, hog: str
     child = make(memcg1 / "caf\udce9, x=\u00fc", "1M")
     with watching("--json", "--count", "1", memcg1) as process:
         run_hog(hog, child)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     event = validate(out)
     assert base64.b64decode(event["cgroup_base64"]) == os.fsencode(child)
     assert "\ufffd" in event["cgroup"]
     with watching("--count", "1", memcg1) as process:
         run_hog(hog, child)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     assert str(child) in out
 
 
@@ -177,7 +177,7 @@ def test_watch_no_tree_watches_only_what_is_named(memcg1: Path, hog: str) -> Non
     with watching("--no-tree", "--json", "--count", "2", named) as process:
         run_hog(hog, other)
         run_hog(hog, named)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     assert {json.loads(line)["cgroup"] for line in out.splitlines()} == {str(named)}
 
 
@@ -191,7 +191,7 @@ def test_watch_follows_what_is_made_and_says_at_the_end_what_there_was(memcg1: P
         run_hog(hog, child)
         events.append(validate(process.stdout.readline()))
         remove(child)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
         events.append(validate(out))
     assert [event["event"] for event in events] == ["created", "oom_kill", "removed"]
     assert {event["cgroup"] for event in events} == {str(child)}
@@ -207,7 +207,7 @@ def test_watch_prints_only_what_is_wanted(memcg1: Path, hog: str) -> None:
         lines = [process.stdout.readline()]
         for cgroup in (other, wanted):
             remove(cgroup)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     assert [(event["event"], event["cgroup"]) for event in map(validate, [*lines, *out.splitlines()])] == [
         ("oom_kill", str(wanted)),
         ("removed", str(wanted)),
@@ -270,7 +270,7 @@ def test_watch_tells_once_of_a_removal(memcg1: Path) -> None:
     cgroup = make(memcg1 / "a")
     with watching("--timeout", "2", "--usage", "1M", "--pressure", "low", "--json", cgroup) as process:
         remove(cgroup)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     (line,) = out.splitlines()
     assert validate(line)["event"] == "removed"
 
@@ -291,7 +291,7 @@ def test_watch_ends_with_124_when_the_timeout_comes(memcg1: Path) -> None:
 def test_watch_and_listen_end_cleanly_on_a_signal(memcg1: Path, number: signal.Signals, code: int) -> None:
     with watching(memcg1) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     summary = "memcg-oom: 1 cgroup seen, 0 OOMs, 0 OOM kills, 0 unattributed\n"
     assert (process.returncode, out, err) == (code, "", summary)
 
@@ -413,7 +413,7 @@ def test_listen_prints_a_line_for_each_crossing_and_none_for_the_removal(memcg1:
                 run_hog(hog, cgroup)
             ooms = independent.read()
             remove(cgroup)
-            out, err = process.communicate(timeout=PATIENCE)
+            out, err = remainder(process)
     finally:
         independent.close()
     lines = out.splitlines()
@@ -461,7 +461,7 @@ def test_listen_is_what_cgroup_event_listener_is(memcg1: Path, hog: str, file: s
         dial.close()
         crossings = independent.read()
         remove(cgroup)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     independent.close()
     assert crossings >= 6
     assert out == f"{control_file} 5M: crossed\n" * crossings + "The cgroup seems to have removed.\n"

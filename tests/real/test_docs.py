@@ -16,7 +16,7 @@ import pytest
 
 from memcg_oom import Cgroup
 from tests.pages import blocks
-from tests.support import PATIENCE, Dial, eventually, make, remove
+from tests.support import Dial, eventually, make, remainder, remove
 
 ROOT = Path(__file__).parents[2]
 MEMORY = "/sys/fs/cgroup/memory"  # as the documentation has it
@@ -94,10 +94,10 @@ def test_a_program(memcg1: Path, program: Program) -> None:
         ends = "Removed" in program.text or "register(" in program.text
         if not ends:
             process.terminate()
-        rest, errors = process.communicate(timeout=PATIENCE)
+        more, errors = remainder(process)
     assert process.returncode == (0 if ends else -signal.SIGTERM), errors
     assert not errors
-    out = (out + rest).replace(os.fspath(memcg1), MEMORY)
+    out = (out + more).replace(os.fspath(memcg1), MEMORY)
     assert out == program.prints if program.prints is not None else out.strip()
 
 
@@ -125,7 +125,7 @@ def test_the_program_of_the_alarms(memcg1: Path, hog: str) -> None:
                 dial.set(62 << 20)
                 assert re.fullmatch(r"nearly full: \d+ bytes\n", process.stdout.readline())
             remove(cgroup)
-            assert "some room again\n" in process.communicate(timeout=PATIENCE)[0]
+            assert "some room again\n" in remainder(process)[0]
             assert process.returncode == 0
         finally:
             process.kill()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, eventually, is_v2, kills_of, make, put, remove, run_hog, start_hog
+from tests.support import PATIENCE, eventually, is_v2, kills_of, make, put, remainder, remove, run_hog, start_hog
 
 pytest.importorskip("prometheus_client", reason="export is tried where prometheus_client is installed")
 
@@ -154,7 +154,7 @@ def test_what_there_is_no_room_for_and_what_is_gone_adds_up(memcg: Path, hog: st
         assert numbers(text, "memcg_events_oom_kill_total") == {"(overflow)": 2, str(memcg): 0}
         assert numbers(text, "memcg_exporter_told_total", "event")["oom_kill"] == 4
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = remainder(process)
     assert err.count("\n") == 1
     assert "more than 3 cgroups" in err
 
@@ -230,7 +230,7 @@ def test_many_cgroups_come_and_go_and_nothing_of_them_stays(memcg: Path, hog: st
         took = time.monotonic() - begun
         after = rest()
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = remainder(process)
     done = len(range(0, CHURNED, KILLED_IN))
     kills, unattributed = after.kills - before.kills, after.unattributed - before.unattributed
     figure |= {"cgroups": CHURNED, "seconds": round(took), "kills": done, "told": kills, "unattributed": unattributed}
@@ -258,7 +258,7 @@ def test_a_signal_ends_it_and_the_file_has_the_last_kill(
         run_hog(hog, cgroup)
         eventually(lambda: _is_idle(process.pid))
         process.send_signal(number)
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = remainder(process)
     assert (process.returncode, err) == (code, "")
     assert os.listdir(tmp_path) == ["memcg_oom.prom"]
     text = (tmp_path / "memcg_oom.prom").read_text()

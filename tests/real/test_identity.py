@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import make, remove, run_python, start_python
+from tests.support import make, remainder, remove, run_python, start_python
 
 # Gives up the capability (number 2) in every set of this process, as capset(2) has it; root alone is not enough then.
 DROP = """
@@ -134,6 +134,6 @@ def test_the_removal_of_an_ancestor_too(memcg1: Path) -> None:
             assert process.stdout.readline() == "ready\n"
             for path in (cgroup, cgroup.parent, top):
                 remove(path)
-            assert process.communicate(timeout=60) == ("Removed 0\n", "")
+            assert remainder(process) == ("Removed 0\n", "")
         finally:
             process.kill()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from memcg_oom.mounts import memory_mount
-from tests.support import PATIENCE, eventually, make, remove, run_hog, start_python, why_no_fanotify
+from tests.support import PATIENCE, eventually, make, remainder, remove, run_hog, start_python, why_no_fanotify
 
 SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 NOBODY = 65534
@@ -300,7 +300,7 @@ def exercise(kind: str, process: subprocess.Popen[str], parent: Path, hog: str, 
         if kind != "export":
             until("removed", cgroup)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = remainder(process)
     assert process.returncode == 0, out + err
 
 

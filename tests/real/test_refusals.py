@@ -38,6 +38,7 @@ from tests.support import (
     kills_of,
     make,
     put,
+    remainder,
     remove,
     run_hog,
     run_python,
@@ -436,7 +437,7 @@ def test_no_permission(memcg1: Path, hog: str, file: str) -> None:
         lines = [process.stdout.readline() for _ in range(5)]
         if lines[-1] == "watching\n":
             run_hog(hog, good)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     assert process.returncode == 0, err
     assert lines[:4] == [f"PermissionError {errno.EACCES} {bad}/{file} False 0\n"] * 4
     assert (lines[4], out) == ("watching\n", "killed 1\n")
@@ -452,7 +453,7 @@ def test_no_permission_to_enter_the_directory_above(memcg1: Path, hog: str) -> N
         lines = [process.stdout.readline() for _ in range(5)]
         if lines[-1] == "watching\n":
             run_hog(hog, good)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     assert process.returncode == 0, err
     assert lines[:4] == [f"PermissionError {errno.EACCES} {bad} False 0\n"] * 4
     assert (lines[4], out) == ("watching\n", "killed 1\n")
@@ -593,7 +594,7 @@ def test_no_descriptors_left(memcg1: Path, hog: str, way: str, count: int, room:
             run_hog(hog, first)
             process.stdin.write("\n")
             process.stdin.flush()
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = remainder(process)
     assert (process.returncode, out) == (0, "good\n"), err
 
 

@@ -44,6 +44,7 @@ from tests.support import (
     put,
     readable,
     reading,
+    remainder,
     remove,
     run_hog,
     run_python,
@@ -223,7 +224,7 @@ def test_the_command_tells_once_of_a_removal(memcg: Path, psi: Path) -> None:
         assert process.stderr is not None
         assert "for 2 alarms" in process.stderr.readline()
         remove(psi)
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = remainder(process)
     assert out.count("removed") == out.count("\n") == 1
 
 
