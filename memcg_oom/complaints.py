@@ -113,13 +113,13 @@ class Complaints:
         return self._once(
             ("source", kind),
             events,
-            "no inotify watches left for more directories"
+            "inotify refuses to watch more directories"
             if kind == "inotify"
             else "neither fanotify nor an inotify instance is to be had",
             "cgroups made in them are found late, by an audit (if any); kills in those that go before are unattributed",
-            "raise fs.inotify.max_user_watches"
+            "raise fs.inotify.max_user_watches, or, where that is not used up, let the watcher read them"
             if kind == "inotify"
-            else "raise fs.inotify.max_user_instances, or RLIMIT_NOFILE, or grant CAP_SYS_ADMIN on a kernel of 6.12",
+            else "raise fs.inotify.max_user_instances, or RLIMIT_NOFILE, or grant CAP_SYS_ADMIN on Linux 6.8 or later",
         )
 
     def overflowed(self, kind: str, events: list[Event]) -> list[Change]:

@@ -315,7 +315,7 @@ def root_error(path: str) -> RootCgroupError:
     return RootCgroupError(
         errno.EINVAL,
         "the root cgroup: the kernel never says that it is out of memory (v1 accepts the registration); watch the "
-        "cgroups below",
+        "cgroups below it, all of them with watch_tree()",
         path,
     )
 
