@@ -115,7 +115,7 @@ class Outcome:
 
 def main() -> None:
     options = common.parser(__doc__, rounds=200, each="OOMs, and as many ends without one", only=IN_PYTHON)
-    options.add_argument("--containers", type=int, default=20, help="of each runtime (default: %(default)s)")
+    options.add_argument("--containers", type=int, default=200, help="of each runtime (default: %(default)s)")
     options.add_argument("--hosts", nargs="+", choices=HOSTS, default=HOSTS, help="which to meet (default: all)")
     args = options.parse_args()
     common.raise_descriptor_limit()

@@ -119,6 +119,7 @@ class Oom(CgroupEvent):
         count: notifications of the kernel (mem_cgroup_oom_notify()) since the last Oom; on v2 by how much `oom` of
             memory.events.local moved. Often many for one kill.
         late: the kernel was late with the removal's own signal, so this one could be told from it only after Removed.
+            Whether it killed is then not known: it comes on top of Removed.unresolved.
     """
 
     __slots__ = ("count", "late")
@@ -330,8 +331,8 @@ class Removed(CgroupEvent):
 
     Attributes:
         unresolved: OOMs, of those reported, whose outcome nobody can know because the cgroup went before its counter
-            could be read once more, and the kernel's log did not tell it; an upper bound of the kills that are missing
-            from its OomKill events.
+            could be read once more, and the kernel's log did not tell it; with those that are late an upper bound of
+            the kills that are missing from its OomKill events.
     """
 
     __slots__ = ("unresolved",)
