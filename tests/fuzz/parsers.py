@@ -236,8 +236,7 @@ def make_up_log(dice: random.Random) -> None:
 # -- mountinfo
 
 _MOUNT = re.compile(
-    rb"\d{1,9} \d{1,9} (\d{1,4}):(\d{1,5}) ([^ ]+) ([^ ]+) ([^ ]+)(?: (?!- )[^ ]+)*? - "
-    rb"(cgroup2?) ([^ ]*) ([^ ]+)(?: [^\n]*)?"
+    rb"\d{1,9} \d{1,9} (\d{1,4}):(\d{1,5}) ([^ ]+) ([^ ]+) ([^ ]+)(?: [^ ]+)*? - (cgroup2?) ([^ ]*) ([^ ]+)(?: [^\n]*)?"
 )
 _ESCAPED = re.compile(rb"\\(040|011|012|134)")
 
@@ -249,7 +248,7 @@ def _as_fields(mount: mounts.Mount) -> tuple[object, ...]:
 def _by_regex(line: bytes) -> tuple[object, ...] | None:
     """The fields of a line, in the order of Mount.__slots__; None: it is none that the kernel writes."""
     match = _MOUNT.fullmatch(line)
-    if match is None or line.count(b" - ") != 1:
+    if match is None or line.count(b" - ") != 1 or b" - - " in line:
         return None
     major, minor, root, point, options, kind, _, super_options = match.groups()
     if b"\\" in _ESCAPED.sub(b"", root + b"|" + point):

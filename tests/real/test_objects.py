@@ -634,10 +634,14 @@ def pass_on():
         if os.fork():
             os._exit(0)
 
+begun = time.monotonic()
 for number in range(rounds):
+    if number and time.monotonic() > begun + 20:  # on a busy machine thousands are there before the first is killed
+        break
     for _ in range(2):
         if os.fork() == 0:
             try:
+                os.closerange(0, 3)  # whoever lives on must not hold the pipes by which the outcome is told
                 open(path + "/cgroup.procs", "w").write("0")
                 bear() if how == "bear" else pass_on()
             finally:
@@ -661,16 +665,17 @@ while True:
         break
     except OSError:
         time.sleep(0.01)
-print(escaped)
+print(escaped, number + 1)
 """
 
 
 @pytest.mark.parametrize("how", ["bear", "pass on"])
-def test_kill_of_processes_that_fork(memcg1: Path, how: str) -> None:
+def test_kill_of_processes_that_fork(memcg1: Path, how: str, figure: dict[str, object]) -> None:
     """None of them is left, also none that appeared meanwhile."""
     code, out, err = run_python(FORKERS, how, memcg1 / "forkers", max(3, ROUNDS // 10))
     assert code == 0, err
-    assert out == "0\n", f"{out.strip()} escaped"
+    escaped, figure["rounds"] = map(int, out.split())
+    assert not escaped
 
 
 # -- Cgroups that go
