@@ -172,10 +172,9 @@ class Discovery:
             search.undo()
             raise
         self._watches.missed(search.missed)
-        if search.vanished:
-            paths = set(search.vanished)
-            self._watches.sweep([watch for watch in self._watches.polled.values() if watch.cgroup in paths])
-            for watch in [watch for watch in tree._left_out if watch.cgroup in paths]:
+        if search.there:
+            self._watches.sweep([watch for watch in self._watches.polled.values() if search.has_gone(watch)])
+            for watch in [watch for watch in tree._left_out if search.has_gone(watch)]:
                 self.let_go(watch)
                 self._watches.forget(watch)
         return search.complete

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from memcg_oom.registration import Registration
     from memcg_oom.sources import Change
     from memcg_oom.tree import TreeWatch
+    from memcg_oom.watch import Watch
 
 # Descriptors that a tree leaves for everybody else in the process; of a low limit, an eighth.
 HEADROOM = 64
@@ -74,7 +75,7 @@ class Search:
         tree: where.
         found: to be watched.
         registrations: whose eventfds `found` has.
-        vanished: paths at which nothing is (any more).
+        there: the id of what is now at each path at which something has happened; 0: nothing.
         missed: the ids of directories in which a cgroup came and went before it was found.
         doubted: what is there and could not be taken in, as TreeWatch has it.
         unfollowed: directories that the source could not follow.
@@ -87,7 +88,7 @@ class Search:
         self.tree = tree
         self.found: list[Found] = []
         self.registrations: list[Registrations] = []
-        self.vanished: list[str] = []
+        self.there: dict[str, int] = {}
         self.missed: set[int] = set()
         self.doubted: set[tuple[int, str]] = set()
         self.unfollowed: dict[int, Place] = {}
@@ -148,8 +149,8 @@ class Search:
                             entries += [(one, one_id, born) for one, one_id in listed]
                             continue
                         status = _status(name, fd)
+                        self.there[f"{parent.path}/{name}"] = 0 if status is None else status.st_ino
                         if status is None:
-                            self.vanished.append(f"{parent.path}/{name}")
                             if mask & CREATED:
                                 self.missed.add(directory_id)
                         elif stat.S_ISDIR(status.st_mode):
@@ -184,6 +185,11 @@ class Search:
                 self._failed(error.errno, parent.directory_id)
             newcomers += self._newcomers(parent, [(name, directory_id, born) for name, directory_id in listed])
         self._take(newcomers)
+
+    def has_gone(self, watch: Watch) -> bool:
+        """Whether the cgroup of a watch is at its path no more, though another may be."""
+        directory_id: int = watch._place.directory_id
+        return self.there.get(watch.cgroup, directory_id) != directory_id
 
     # -- what is found
 

@@ -119,6 +119,23 @@ def test_a_refused_one_beside_one_that_is_not(kernel: FakeKernel, monkeypatch: p
         assert sorted(brief(events)) == [("Created", 0), ("Created", 0), ("Degraded", 0), ("Oom", 1), ("Removed", 0)]
 
 
+@pytest.mark.parametrize("how", ["removed", "renamed and removed"])
+def test_a_refused_one_and_another_in_its_place(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Without audits its name alone says that it is gone."""
+    replace_in_lib(monkeypatch, memcg_register_many=refusing(errno.EMFILE, lib.MEMCG_STEP_EVENTFD, "/a"))
+    with Monitor(settle=0.0, audit=None, victims=False) as monitor:
+        kernel.tree(monitor)
+        first = kernel.make("a")
+        assert sorted(brief(take(monitor, 2))) == [("Created", 0), ("Degraded", 0)]
+        if how == "renamed and removed":
+            first.rename("b")
+        first.rmdir()
+        kernel.make("a")
+        created, removed = sorted(take(monitor, 2), key=lambda event: type(event).__name__)
+        assert brief([created, removed]) == [("Created", 0), ("Removed", 0)]
+        assert created.watch is not removed.watch  # type: ignore[attr-defined]
+
+
 def test_on_v2_the_ooms_of_the_refused_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         lib.memcg_attach_many(*arguments)

@@ -839,7 +839,7 @@ def test_a_kill_of_which_another_watch_of_the_cgroup_was_told() -> None:
 settings.register_profile(
     "model",
     max_examples=int(EXAMPLES or 400),
-    stateful_step_count=40,
+    stateful_step_count=50,
     deadline=None,
     derandomize=EXAMPLES is None,
     database=None,

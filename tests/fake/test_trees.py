@@ -490,6 +490,18 @@ def test_one_that_is_left_out(kernel: FakeKernel) -> None:
         assert not [event for event in monitor.wait(0.1) if not isinstance(event, CgroupEvent)]
 
 
+def test_another_in_the_place_of_one_that_is_left_out(kernel: FakeKernel) -> None:
+    one = kernel.make("a")
+    with Monitor(settle=AGES) as monitor:
+        tree = kernel.tree(monitor)
+        one.listen()
+        next(iter(tree)).close()
+        one.rmdir()
+        kernel.make("a")
+        assert names(kernel, take(monitor, 1)) == [("Created", "a")]
+        assert not tree._left_out
+
+
 def test_a_kill_in_one_that_is_left_out_is_not_unattributed(kernel: FakeKernel) -> None:
     one = kernel.make("a")
     with Monitor(settle=0.0) as monitor:

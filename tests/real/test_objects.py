@@ -636,16 +636,18 @@ def pass_on():
 
 begun = time.monotonic()
 for number in range(rounds):
-    if number and time.monotonic() > begun + 20:  # on a busy machine thousands are there before the first is killed
-        break
+    joined, join = os.pipe()
     for _ in range(2):
         if os.fork() == 0:
             try:
-                os.closerange(0, 3)  # whoever lives on must not hold the pipes by which the outcome is told
                 open(path + "/cgroup.procs", "w").write("0")
+                os.closerange(0, join + 1)  # of the pipes by which the outcome is told as well
                 bear() if how == "bear" else pass_on()
             finally:
                 os._exit(0)
+    os.close(join)
+    os.read(joined, 1)  # both are in it
+    os.close(joined)
     while not cgroup.pids():
         pass
     time.sleep(0.002 * (number % 4))
@@ -658,6 +660,8 @@ for number in range(rounds):
         escaped = len(left)
         while cgroup.pids():
             cgroup.kill()
+        break
+    if time.monotonic() > begun + 20:  # on a busy machine thousands are there before the first is killed
         break
 while True:
     try:
