@@ -95,8 +95,9 @@ class Monitor:
         linger: seconds for which the signals of a removed cgroup are awaited after the last one: the kernel sends
             the removal's own 12 to 127 ms after rmdir(2) returned.
         audit: seconds between two audits where something can be found by them alone; None: no audits at all, and no
-            timer. Then a kill without a signal is told when its cgroup is next looked at for another reason, and what
-            could not be opened or followed at first is not tried again.
+            timer. Then a kill without a signal is told when its cgroup is next looked at for another reason, what could
+            not be opened or followed at first is not tried again, and that a tree's root is gone which is followed by
+            its counter (TreeWatch.polled) is not told on v1.
         victims: whether the kernel log is read (/dev/kmsg; needs CAP_SYSLOG where kernel.dmesg_restrict is 1), which
             wakes the monitor with each of its records. Without it no event names a victim, nor waits for that, and
             audits come by the timer.

@@ -16,7 +16,8 @@ class Trouble:
         unresolved: OOMs of the present settle that no kill has answered.
         signals: how many OOMs there were in the present settle.
         stuck: since when its tasks sleep for want of memory, in nanoseconds of CLOCK_MONOTONIC; 0: they do not.
-        gone: a look found the cgroup removed; Removed follows when its signals are in.
+        gone: when a look had found the cgroup removed, in nanoseconds of CLOCK_MONOTONIC; Removed follows when its
+            signals are in. 0: none has.
         is_shared: whether it is that of many watches, of which nothing is to be known but the round.
     """
 
@@ -29,7 +30,7 @@ class Trouble:
         self.unresolved = 0
         self.signals = 0
         self.stuck = 0
-        self.gone = False
+        self.gone = 0
 
 
 class SharedTrouble(Trouble):

@@ -466,7 +466,8 @@ class V1Watches(Watches):
 
     def _went(self, watches: Sequence[Signalled], time_ns: int, events: list[Event], entry: Entry) -> list[Change]:
         """What a look did not find any more: the last signals are awaited, where there are any."""
-        changes: list[Change] = [(watch._own_trouble, "gone", True) for watch in watches]
+        now = time.monotonic_ns()
+        changes: list[Change] = [(watch._own_trouble, "gone", now) for watch in watches]
         polled: list[Watch] = []
         signalled: list[Signalled] = []
         for watch in watches:
@@ -479,7 +480,7 @@ class V1Watches(Watches):
                 if watch._trouble.stuck:
                     changes += self._resolved(watch, time_ns, events)
                 # It has no signals to say how many.
-                _, told = self._claimed(watch, 1, time_ns, events, entry)
+                _, told = self._claimed(watch, 1, time_ns, events, entry, gone=now)
                 changes += told + self._removed(watch, 0, time_ns, events)
             self._rest(polled, [watch._trouble for watch in polled], LATE, changes)
         if signalled:
@@ -517,7 +518,7 @@ class V1Watches(Watches):
                     unresolved += trouble.held - 1
                 if trouble.stuck:
                     changes += self._resolved(watch, time_ns, events)
-                claimed, told = self._claimed(watch, unresolved, time_ns, events, entry)
+                claimed, told = self._claimed(watch, unresolved, time_ns, events, entry, gone=trouble.gone)
                 changes += told
                 unresolved = max(0, unresolved - claimed)
             changes += self._removed(watch, unresolved, time_ns, events)
@@ -528,10 +529,10 @@ class V1Watches(Watches):
         entry.commit(changes + self._outbox.put(events))
 
     def _claimed(
-        self, watch: Watch, most: int, time_ns: int, events: list[Event], entry: Entry
+        self, watch: Watch, most: int, time_ns: int, events: list[Event], entry: Entry, *, gone: int
     ) -> tuple[int, list[Change]]:
         """Tells the kills of a removed cgroup that the log alone knows of; how many there are."""
-        victims, settled, changes = self.claim(watch, most)
+        victims, settled, changes = self.claim(watch, most, gone)
         if victims:
             count = len(victims)
             about: dict[str, Any] = {"time_ns": time_ns, "cgroup": watch.cgroup, "watch": watch}

@@ -59,6 +59,7 @@ _LINES = 256
 # For how long, and how many of them, it is looked at again whose they are.
 _AGAIN = 100_000_000
 _AGAIN_LINES = 32
+_NEVER = 2**63
 # Nanoseconds within which no pid comes round again.
 _SOON = 1_000_000_000
 
@@ -475,14 +476,16 @@ class Victims:
 
     # -- of cgroups that are gone
 
-    def claim(self, watch: Watch, most: int = _LINES) -> tuple[list[Victim], int, list[Change]]:
+    def claim(self, watch: Watch, most: int = _LINES, gone: int = _NEVER) -> tuple[list[Victim], int, list[Change]]:
         """Those of a removed cgroup that its counter could not tell any more.
 
-        A path alone says little: another cgroup may have had it since, and be gone as well.
+        A path alone says little: another cgroup may have had it since, and be gone as well. But nobody is killed in one
+        that is gone, and a kill is printed before its task can exit (task_lock() in oom_kill_process()).
 
         Args:
             watch: of the cgroup.
             most: how many kills may be missing; the pid tells of more.
+            gone: when it was known to be gone, in nanoseconds of CLOCK_MONOTONIC.
 
         Returns:
             They; of how many the ledger knows; and the changes by which they are told.
@@ -490,7 +493,11 @@ class Victims:
         if not self._lines or self._untold > time.monotonic_ns():
             return [], 0, []
         path, directory_id = watch.cgroup, watch._place.directory_id
-        own = [line for line in self._lines if watch._key not in line.takers and self._began_before(watch, line)]
+        own = [
+            line
+            for line in self._lines
+            if watch._key not in line.takers and self._began_before(watch, line) and line.emptied <= gone
+        ]
         named = [
             line
             for line in own

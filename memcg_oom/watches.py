@@ -60,7 +60,7 @@ class Watches:
         self.drain: Callable[[], bool] = lambda: False
         # Of victims.py: what the log tells of a removed cgroup that its counter could not, and of several together; and
         # at whose limit they were killed.
-        self.claim: Callable[..., tuple[list[Victim], int, list[Change]]] = lambda _watch, _most=0: ([], 0, [])
+        self.claim: Callable[..., tuple[list[Victim], int, list[Change]]] = lambda *_: ([], 0, [])
         self.nobodys: Callable[[int, str], tuple[tuple[Victim, ...], list[Change]]] = lambda _count, _below: ((), [])
         self.limit: Callable[[Iterable[Victim]], str | None] = lambda _victims: None
         self.muddle: Callable[[], list[Change]] = list  # kills were told to the ledger alone

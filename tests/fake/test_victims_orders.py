@@ -223,6 +223,25 @@ def test_a_kill_of_a_later_namesake_that_is_gone_as_well(kernel: FakeKernel) -> 
         assert told([event for event in events if getattr(event, "watch", None) is another]) <= 1
 
 
+def test_a_kill_of_a_later_namesake_that_nobody_watched(kernel: FakeKernel) -> None:
+    """What is written when a look has found the first one gone is not of it, though its removal is still awaited."""
+    old = kernel.make("a")
+    with Monitor(settle=0.1, linger=0.6) as monitor:
+        watch = monitor.watch(old.path)
+        events: list[Event] = []
+        old.oom()
+        until(monitor, lambda: watch.ooms, events)
+        old.rmdir()
+        old.removal_signal()
+        until(monitor, lambda: watch._trouble.gone, events)
+        new = kernel.make("a")
+        kernel.host_killed()
+        new.log_kill(93)
+        new.rmdir()
+        until(monitor, lambda: watch.removed, events)
+        assert brief(events + monitor.wait(0), watch) == [("Oom", 1), ("Removed", 1)]
+
+
 def test_the_late_line_of_a_kill_that_was_told(kernel: FakeKernel) -> None:
     cgroup = kernel.make()
     with Monitor(settle=0.1) as monitor:
