@@ -80,8 +80,15 @@ def _run(python: Path, dist: Path, place: Path, arguments: list[str], out: TextI
     shutil.rmtree(source / "memcg_oom")
     (source / "setup.py").unlink()
 
+    # One pytest clears away what another has left, which it must not do beside it.
+    folders = place / "folders"
+    folders.mkdir()
+    variables = {**os.environ, "PYTEST_DEBUG_TEMPROOT": str(folders)}
+
     def do(*command: str | Path, check: bool = True) -> int:
-        return subprocess.run(command, check=check, stdout=out, stderr=out, cwd=source, timeout=PATIENCE).returncode
+        return subprocess.run(
+            command, check=check, stdout=out, stderr=out, cwd=source, env=variables, timeout=PATIENCE
+        ).returncode
 
     environment = place / "environment"
     inside = environment / "bin" / "python"

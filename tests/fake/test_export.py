@@ -590,7 +590,11 @@ def test_the_server_answers(prometheus: Any) -> None:
         assert b'memcg_events_oom_kill_total{cgroup="/a"' in body
         status, headers, packed = get(f"{server.url}/metrics", accept_encoding="gzip")
         assert headers["Content-Encoding"] == "gzip"
-        assert gzip.decompress(packed) == body
+        # But for what the real host counts meanwhile.
+        unpacked, plain = (
+            re.sub(rb"(?m)^memcg_host_oom_kill_total .*$", b"", text) for text in (gzip.decompress(packed), body)
+        )
+        assert unpacked == plain
         _, headers, body = get(f"{server.url}/metrics", accept="application/openmetrics-text; version=1.0.0")
         assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
         assert body.endswith(b"# EOF\n")
