@@ -195,7 +195,7 @@ class Victims:
         now = time.monotonic_ns()
         self._budget = min(_BURST, self._budget + (now - self._listed) // _SHARE)
         self._listed = now
-        if len(self._seen) > _TASKS // 8 and now - self._pruned > self._settle:
+        if len(self._seen) > _TASKS // 64 and now - self._pruned > self._settle:
             self._pruned = now
             self._seen = {pid: seen for pid, seen in self._seen.items() if now - seen.at < self._settle + _SOON}
         for place in places:
