@@ -76,6 +76,8 @@ class Search:
         found: to be watched.
         registrations: whose eventfds `found` has.
         there: the id of what is now at each path at which something has happened; 0: nothing.
+        left: the ids of directories in which something was renamed and then removed; what it was called before is not
+            known.
         missed: the ids of directories in which a cgroup came and went before it was found.
         doubted: what is there and could not be taken in, as TreeWatch has it.
         unfollowed: directories that the source could not follow.
@@ -89,6 +91,7 @@ class Search:
         self.found: list[Found] = []
         self.registrations: list[Registrations] = []
         self.there: dict[str, int] = {}
+        self.left: set[int] = set()
         self.missed: set[int] = set()
         self.doubted: set[tuple[int, str]] = set()
         self.unfollowed: dict[int, Place] = {}
@@ -153,6 +156,8 @@ class Search:
                         if status is None:
                             if mask & CREATED:
                                 self.missed.add(directory_id)
+                            if mask & MOVED_TO:
+                                self.left.add(directory_id)
                         elif stat.S_ISDIR(status.st_mode):
                             entries.append((name, status.st_ino, born))
             except OSError as error:
@@ -190,6 +195,11 @@ class Search:
         """Whether the cgroup of a watch is at its path no more, though another may be."""
         directory_id: int = watch._place.directory_id
         return self.there.get(watch.cgroup, directory_id) != directory_id
+
+    def may_have_gone(self, watch: Watch) -> bool:
+        """The same, or whether it may be one of which that is not known."""
+        parent = watch._place.parent
+        return self.has_gone(watch) or (parent is not None and parent.directory_id in self.left)
 
     # -- what is found
 

@@ -119,6 +119,18 @@ def test_a_refused_one_beside_one_that_is_not(kernel: FakeKernel, monkeypatch: p
         assert sorted(brief(events)) == [("Created", 0), ("Created", 0), ("Degraded", 0), ("Oom", 1), ("Removed", 0)]
 
 
+def test_a_refused_one_that_is_renamed_and_removed(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says what it was called before."""
+    replace_in_lib(monkeypatch, memcg_register_many=refusing(errno.EMFILE, lib.MEMCG_STEP_EVENTFD, "/a"))
+    with Monitor(settle=0.0, audit=None, victims=False) as monitor:
+        kernel.tree(monitor)
+        cgroup = kernel.make("a")
+        assert sorted(brief(take(monitor, 2))) == [("Created", 0), ("Degraded", 0)]
+        cgroup.rename("b")
+        cgroup.rmdir()
+        assert brief(take(monitor, 1)) == [("Removed", 0)]
+
+
 @pytest.mark.parametrize("how", ["removed", "renamed and removed"])
 def test_a_refused_one_and_another_in_its_place(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Without audits its name alone says that it is gone."""
