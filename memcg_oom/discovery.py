@@ -173,7 +173,8 @@ class Discovery:
             raise
         self._watches.missed(search.missed)
         if search.there:
-            self._watches.sweep([watch for watch in self._watches.polled.values() if search.may_have_gone(watch)])
+            if doubtful := [watch for watch in self._watches.polled.values() if search.may_have_gone(watch)]:
+                self._watches.sweep(doubtful)
             for watch in [watch for watch in tree._left_out if search.has_gone(watch)]:
                 self.let_go(watch)
                 self._watches.forget(watch)

@@ -119,33 +119,25 @@ def test_a_refused_one_beside_one_that_is_not(kernel: FakeKernel, monkeypatch: p
         assert sorted(brief(events)) == [("Created", 0), ("Created", 0), ("Degraded", 0), ("Oom", 1), ("Removed", 0)]
 
 
-def test_a_refused_one_that_is_renamed_and_removed(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody says what it was called before."""
-    replace_in_lib(monkeypatch, memcg_register_many=refusing(errno.EMFILE, lib.MEMCG_STEP_EVENTFD, "/a"))
-    with Monitor(settle=0.0, audit=None, victims=False) as monitor:
-        kernel.tree(monitor)
-        cgroup = kernel.make("a")
-        assert sorted(brief(take(monitor, 2))) == [("Created", 0), ("Degraded", 0)]
-        cgroup.rename("b")
-        cgroup.rmdir()
-        assert brief(take(monitor, 1)) == [("Removed", 0)]
-
-
-@pytest.mark.parametrize("how", ["removed", "renamed and removed"])
-def test_a_refused_one_and_another_in_its_place(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Without audits its name alone says that it is gone."""
+@pytest.mark.parametrize(("renamed", "replaced"), [(True, False), (False, True), (True, True)])
+def test_a_refused_one_that_goes(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, renamed: bool, replaced: bool
+) -> None:
+    """Without audits its name alone says that it is gone; what it was called before nobody says."""
     replace_in_lib(monkeypatch, memcg_register_many=refusing(errno.EMFILE, lib.MEMCG_STEP_EVENTFD, "/a"))
     with Monitor(settle=0.0, audit=None, victims=False) as monitor:
         kernel.tree(monitor)
         first = kernel.make("a")
         assert sorted(brief(take(monitor, 2))) == [("Created", 0), ("Degraded", 0)]
-        if how == "renamed and removed":
+        (watch,) = monitor._watches.polled.values()
+        if renamed:
             first.rename("b")
         first.rmdir()
-        kernel.make("a")
-        created, removed = sorted(take(monitor, 2), key=lambda event: type(event).__name__)
-        assert brief([created, removed]) == [("Created", 0), ("Removed", 0)]
-        assert created.watch is not removed.watch  # type: ignore[attr-defined]
+        if replaced:
+            kernel.make("a")
+        events = take(monitor, 1 + replaced)
+        assert sorted(brief(events)) == [("Created", 0)] * replaced + [("Removed", 0)]
+        assert [type(event).__name__ for event in events if getattr(event, "watch", None) is watch] == ["Removed"]
 
 
 def test_on_v2_the_ooms_of_the_refused_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
